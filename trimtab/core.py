@@ -1,0 +1,130 @@
+"""The abstractions everything else is written against. This file imports nothing of Trimtab.
+
+An *agent* is an immutable Equinox Module whose every leaf is an array, so that `jax.jit`, `vmap`, `scan`, `grad`, optax
+and serialisation work on it without filters. Observations are PyTrees: goals, masks and other agents' views ride in them.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+Metrics = dict[str, Float[Array, "..."]]
+"""Metric name -> scalar array. The same keys at every call; a value that was not computed this time is NaN."""
+
+
+class TrimtabError(Exception):
+    """An error the user can mend. Its text is one line that names the fix; the command line prints it without a traceback."""
+
+
+class UsageError(TrimtabError):
+    """The request cannot be carried out as given (unknown name, wrong shape, bad flag). Exit status 2."""
+
+
+class RunError(TrimtabError):
+    """A run failed on its way (environment, disk, checkpoint). Exit status 1."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an agent must know of its world: the shapes that go in and out.
+
+    `obs` is a PyTree of `jax.ShapeDtypeStruct` for one observation (no batch axis), all float32.
+    `action_size` is the number of action dimensions, or the number of actions when `discrete`.
+    `action_low`, `action_high` are the bounds in the environment's own units, empty when `discrete`; policies answer in
+    [-1, 1] and the adapters scale.
+    """
+
+    obs: Any
+    action_size: int
+    discrete: bool = False
+    action_low: tuple[float, ...] = ()
+    action_high: tuple[float, ...] = ()
+
+    @property
+    def obs_size(self) -> int:
+        """Length of the observation once its leaves are flattened and concatenated."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.obs))
+
+    def zero_obs(self) -> PyTree[Float[Array, "..."]]:
+        """An all-zero observation: the template for buffers and traces."""
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), self.obs)
+
+    def zero_action(self) -> Array:
+        """An all-zero action: float32 of shape (action_size,), or an int32 index when `discrete`."""
+        return jnp.zeros((), jnp.int32) if self.discrete else jnp.zeros((self.action_size,), jnp.float32)
+
+
+class AbstractPolicy(eqx.Module):
+    """Maps observations to actions in [-1, 1] (or to an index). Leading axes of `obs` are free and kept."""
+
+    @abc.abstractmethod
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        """The action for `obs`; `key` is used by stochastic policies only."""
+
+
+class AbstractAgent(eqx.Module):
+    """A learner. Each final class adds `create(cls, key, spec, config)` and a static, frozen, hashable `config`."""
+
+    step: eqx.AbstractVar[Int[Array, ""]]
+    config: eqx.AbstractVar[Any]
+
+    @classmethod
+    @abc.abstractmethod
+    def create(cls, key: PRNGKeyArray, spec: Spec, config: Any) -> "AbstractAgent":
+        """A fresh agent: sizes come from `spec`, choices from `config`. Raises `UsageError` if they do not fit."""
+
+    @property
+    @abc.abstractmethod
+    def policy(self) -> AbstractPolicy:
+        """What is evaluated and exported; a small subtree of the agent."""
+
+    @property
+    @abc.abstractmethod
+    def explorer(self) -> AbstractPolicy:
+        """What collects data; may be the policy itself."""
+
+    @abc.abstractmethod
+    def update(self, batch: Any, key: PRNGKeyArray) -> "tuple[AbstractAgent, Metrics]":
+        """One gradient update on a batch with a leading batch axis."""
+
+
+def require_continuous(spec: Spec, agent: str) -> None:
+    """Raises `UsageError` if `spec` has discrete actions, which `agent` cannot take."""
+    if spec.discrete:
+        raise UsageError(
+            f"{agent} needs continuous actions, but this environment has {spec.action_size} discrete ones: "
+            "choose an environment with a Box action space, such as Pendulum-v1 or Hopper-v5"
+        )
+
+
+class Step(eqx.Module):
+    """The outcome of one step of an own world. `truncated` is set by the `TimeLimit` wrapper, never by a world itself."""
+
+    obs: PyTree[Float[Array, "..."]]
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    info: dict[str, Array]
+
+
+class AbstractEnv(eqx.Module):
+    """An own world in pure JAX. Physical parameters are array fields, so `vmap` over the Module is domain randomisation.
+
+    `max_steps` is the time limit of one episode in steps; the `TimeLimit` wrapper applies it.
+    """
+
+    spec: eqx.AbstractClassVar[Spec]
+    max_steps: eqx.AbstractClassVar[int]
+
+    @abc.abstractmethod
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, PyTree[Float[Array, "..."]]]:
+        """The first state and observation of an episode."""
+
+    @abc.abstractmethod
+    def step(self, state: Any, action: Array, key: PRNGKeyArray) -> tuple[Any, Step]:
+        """The next state and what the agent sees of it; `action` in [-1, 1] or an index."""

@@ -1,0 +1,62 @@
+"""Affine layers and layer normalisation, for one network or for an ensemble of them.
+
+Our own rather than Equinox's: these take any number of leading batch axes without `vmap`, and an ensemble is one batched
+matrix product instead of one product a member.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class Linear(eqx.Module):
+    """`x W + b` over the last axis. With `members` set, W is (members, in, out) and x has a leading member axis."""
+
+    weight: Float[Array, "*e i o"]
+    bias: Float[Array, "*e o"]
+
+    @classmethod
+    def create(
+        cls, in_size: int, out_size: int, key: PRNGKeyArray, *, members: int | None = None, scale: float = 1.0
+    ) -> "Linear":
+        """Weights and biases uniform in +-scale/sqrt(in_size): PyTorch's default, which SB3 and CleanRL train with."""
+        lead = () if members is None else (members,)
+        k_weight, k_bias = jr.split(key)
+        bound = scale / in_size**0.5
+        weight = jr.uniform(k_weight, (*lead, in_size, out_size), minval=-bound, maxval=bound)
+        return cls(weight, jr.uniform(k_bias, (*lead, out_size), minval=-bound, maxval=bound))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        if self.weight.ndim == 2:
+            y = jnp.dot(x, self.weight)
+            return y + jnp.broadcast_to(self.bias, y.shape)
+        if x.ndim == 2:  # every member sees the same input
+            y = jnp.einsum("bi,eio->ebo", x, self.weight)
+        else:
+            y = jnp.einsum("ebi,eio->ebo", x, self.weight)
+        return y + jnp.broadcast_to(self.bias[:, None, :], y.shape)
+
+
+class LayerNorm(eqx.Module):
+    """Normalises the last axis to mean 0 and variance 1, then applies an affine map (Ba et al. 2016)."""
+
+    scale: Float[Array, "*e i"]
+    shift: Float[Array, "*e i"]
+
+    @classmethod
+    def create(cls, size: int, *, members: int | None = None) -> "LayerNorm":
+        """Identity affine map; one a member when `members` is set."""
+        shape = (size,) if members is None else (members, size)
+        return cls(jnp.ones(shape), jnp.zeros(shape))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        mean = x.mean(-1, keepdims=True)
+        centred = x - jnp.broadcast_to(mean, x.shape)
+        inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+        scale, shift = self.scale, self.shift
+        if self.scale.ndim == 2:
+            scale, shift = scale[:, None, :], shift[:, None, :]
+        x = centred * jnp.broadcast_to(inverse, x.shape)
+        return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)

@@ -1,0 +1,81 @@
+"""Multi-layer perceptrons, single or as an ensemble."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from trimtab.core import UsageError
+from trimtab.nets.linear import LayerNorm, Linear
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "elu": jax.nn.elu,
+}
+"""Names a config may use. A function would be a leaf that is no array; a name is static and hashable."""
+
+
+def concat(*parts: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """All leaves of all parts side by side along the last axis, in PyTree order."""
+    leaves = jax.tree.leaves(parts)
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
+
+
+class MLP(eqx.Module):
+    """Linear, (LayerNorm,) activation for each hidden layer, then a last Linear.
+
+    Without `members`: (..., in) -> (..., out). With `members`: (b, in) -> (members, b, out).
+    """
+
+    layers: tuple[Linear, ...]
+    norms: tuple[LayerNorm, ...]
+    activation: str = eqx.field(static=True)
+
+    @classmethod
+    def create(
+        cls,
+        in_size: int,
+        hidden: tuple[int, ...],
+        out_size: int,
+        key: PRNGKeyArray,
+        *,
+        activation: str = "relu",
+        norm: str | None = None,
+        members: int | None = None,
+        out_scale: float = 1.0,
+    ) -> "MLP":
+        """`norm` is None or "layer" (before each activation); `out_scale` shrinks the last layer's initial weights.
+
+        Raises `UsageError` for an unknown activation or norm.
+        """
+        if activation not in ACTIVATIONS:
+            raise UsageError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        if norm not in (None, "layer"):
+            raise UsageError(f"unknown norm {norm!r}: choose 'layer' or None")
+        sizes = (in_size, *hidden, out_size)
+        keys = jr.split(key, len(sizes) - 1)
+        scales = [1.0] * len(hidden) + [out_scale]
+        layers = tuple(
+            Linear.create(i, o, k, members=members, scale=s)
+            for i, o, k, s in zip(sizes[:-1], sizes[1:], keys, scales, strict=True)
+        )
+        norms = tuple(LayerNorm.create(size, members=members) for size in hidden) if norm == "layer" else ()
+        return cls(layers, norms, activation)
+
+    def hidden(self, x: Float[Array, "..."]) -> list[Float[Array, "..."]]:
+        """The activations of each hidden layer, first to last: what diagnostics look at."""
+        outputs, act = [], ACTIVATIONS[self.activation]
+        for i, layer in enumerate(self.layers[:-1]):
+            x = layer(x)
+            x = act(self.norms[i](x) if self.norms else x)
+            outputs.append(x)
+        return outputs
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.layers[-1](self.hidden(x)[-1] if len(self.layers) > 1 else x)

@@ -1,0 +1,89 @@
+"""Policies made of policies: noise, clipping and best-of-n are objects, not flags."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from trimtab.core import AbstractPolicy, Spec
+from trimtab.nets.critic import Critic
+
+
+def _lead(obs: PyTree[Float[Array, "..."]]) -> tuple[int, ...]:
+    """The leading (batch) axes of an observation whose leaves are vectors."""
+    return jax.tree.leaves(obs)[0].shape[:-1]
+
+
+class Uniform(AbstractPolicy):
+    """Uniform actions, whatever the observation: the first steps of exploration."""
+
+    action_size: int = eqx.field(static=True)
+    discrete: bool = eqx.field(static=True)
+
+    @classmethod
+    def create(cls, spec: Spec) -> "Uniform":
+        """Over [-1, 1]^act, or over the action indices when the spec is discrete."""
+        return cls(spec.action_size, spec.discrete)
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        if self.discrete:
+            return jr.randint(key, _lead(obs), 0, self.action_size)
+        return jr.uniform(key, (*_lead(obs), self.action_size), minval=-1.0, maxval=1.0)
+
+
+class Noisy(AbstractPolicy):
+    """`clip(inner(s) + sigma n, -1, 1)`, n standard normal: the exploration of DDPG and TD3. `sigma` in action units."""
+
+    inner: AbstractPolicy
+    sigma: Float[Array, ""]
+
+    @classmethod
+    def create(cls, inner: AbstractPolicy, sigma: float) -> "Noisy":
+        """`sigma` is the standard deviation in units of the [-1, 1] action."""
+        return cls(inner, jnp.float32(sigma))
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        k_inner, k_noise = jr.split(key)
+        action = self.inner(obs, k_inner)
+        return jnp.clip(action + self.sigma * jr.normal(k_noise, action.shape), -1.0, 1.0)
+
+
+class Clip(AbstractPolicy):
+    """`clip(inner(s), -bound, bound)`. `bound` in (0, 1]."""
+
+    inner: AbstractPolicy
+    bound: Float[Array, ""]
+
+    @classmethod
+    def create(cls, inner: AbstractPolicy, bound: float = 1.0) -> "Clip":
+        """`bound` in units of the [-1, 1] action."""
+        return cls(inner, jnp.float32(bound))
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        return jnp.clip(self.inner(obs, key), -self.bound, self.bound)
+
+
+class BestOfN(AbstractPolicy):
+    """Of `n` samples of `inner`, the one with the highest Q, where Q is the least of the critic's members."""
+
+    inner: AbstractPolicy
+    critic: Critic
+    n: int = eqx.field(static=True)
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        lead = _lead(obs)
+        flat = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, -1, x.shape[-1]), (self.n, *_flat(x))), obs)
+        actions = self.inner(flat, key)  # (n, b, act)
+        rows = actions.shape[0] * actions.shape[1]
+        q = self.critic(jax.tree.map(lambda x: x.reshape(rows, -1), flat), actions.reshape(rows, -1)).min(0)
+        best = q.reshape(actions.shape[:2]).argmax(0)  # (b,)
+        return jnp.take_along_axis(actions, best[None, :, None], axis=0)[0].reshape(*lead, -1)
+
+
+def _flat(x: Array) -> tuple[int, int]:
+    """(rows, features) once all leading axes are one."""
+    rows = 1
+    for size in x.shape[:-1]:
+        rows *= size
+    return rows, x.shape[-1]
