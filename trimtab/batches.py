@@ -1,7 +1,11 @@
 """What agents learn from: final structs of arrays with one leading batch axis `b`."""
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+AnyArray = Array | np.ndarray
+"""Rows come from the host as NumPy arrays and live on the device as JAX arrays."""
 
 
 class Transition(eqx.Module):
@@ -10,9 +14,9 @@ class Transition(eqx.Module):
     A time limit leaves `discount` at 1: `next_obs` is then the true final observation and is bootstrapped from.
     """
 
-    obs: PyTree[Float[Array, "b ..."]]
-    action: Array
+    obs: PyTree[Float[AnyArray, "b ..."]]
+    action: AnyArray
     """(b, action_size) in [-1, 1], or (b,) int32 indices."""
-    reward: Float[Array, " b"]
-    discount: Float[Array, " b"]
-    next_obs: PyTree[Float[Array, "b ..."]]
+    reward: Float[AnyArray, " b"]
+    discount: Float[AnyArray, " b"]
+    next_obs: PyTree[Float[AnyArray, "b ..."]]

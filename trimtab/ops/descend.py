@@ -33,4 +33,4 @@ def descend(
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
     named = {f"{name}_{key}": value for key, value in metrics.items()}
-    return params, opt_state, {f"{name}_loss": loss, f"{name}_grad_norm": optax.global_norm(grads)} | named
+    return params, opt_state, {f"{name}_loss": loss, f"{name}_grad_norm": optax.tree.norm(grads)} | named

@@ -1,0 +1,43 @@
+"""`trimtab list`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from trimtab.cli.flags import parse
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What `trimtab list` takes."""
+
+    what: tyro.conf.Positional[Literal["agents", "envs", "papers", "datasets"]] = "agents"
+    """what to list."""
+
+
+def run(args: list[str]) -> None:
+    """One line each."""
+    flags = parse(Flags, args, "trimtab list")
+    if flags.what == "agents":
+        import sys
+
+        from trimtab.agents import AGENTS
+
+        for name, kind in sorted(AGENTS.items()):
+            print(f"{name:<12}{(sys.modules[kind.__module__].__doc__ or '').strip().splitlines()[0]}")
+    elif flags.what == "envs":
+        import gymnasium
+
+        from trimtab.envs.register import worlds
+
+        for name in worlds():
+            print(f"{name:<32}own world")
+        for name, spec in sorted(gymnasium.registry.items()):
+            if not name.startswith(("phys2d/", "tabular/", "GymV")):
+                limit = f"{spec.max_episode_steps} steps" if spec.max_episode_steps else "no time limit"
+                print(f"{name:<32}Gymnasium, {limit}")
+    elif flags.what == "papers":
+        print("no paper recipes yet")
+    else:
+        print("a data set is an .npz file or a folder of .npy files (observations, actions, rewards, terminals, timeouts)")

@@ -1,0 +1,91 @@
+"""`trimtab train AGENT`."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from trimtab import api
+from trimtab.agents import AGENTS, config_class
+from trimtab.cli.flags import parse
+from trimtab.core import UsageError
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What `trimtab train` takes beside the agent's own hyper-parameters."""
+
+    env: str | None = None
+    """environment: a Gymnasium id, an own world's id, or module:function of a factory."""
+    dataset: str | None = None
+    """data set to learn from: an .npz file or a folder of .npy files."""
+    steps: int = 1_000_000
+    """environment steps of online training."""
+    offline_steps: int = 0
+    """updates on the data set."""
+    online_steps: int = 0
+    """environment steps after the offline updates, with the same agent."""
+    seed: int = 0
+    """seed of everything random in the run."""
+    seeds: tuple[int, ...] = ()
+    """several seeds, one run folder each; trained together where batches stay on the device."""
+    num_envs: int = 1
+    """environments stepped side by side."""
+    updates_per_step: float = 1.0
+    """gradient updates for each environment step."""
+    eval_freq: int = 10_000
+    """steps between evaluations; 0 for none."""
+    eval_episodes: int = 10
+    """episodes of an evaluation."""
+    log_freq: int = 1_000
+    """steps between log lines."""
+    checkpoint_freq: int = 10_000
+    """steps between checkpoints; 0 for none."""
+    log: tuple[str, ...] = ("csv", "tensorboard")
+    """loggers: csv, tensorboard, wandb, mlflow."""
+    video: int = 0
+    """episodes of the trained policy to film at the end."""
+    out: str = "runs"
+    """folder under which the run folder is made."""
+    name: str | None = None
+    """name of the run folder, in place of the time stamp."""
+    device: str = "auto"
+    """auto, cpu or gpu."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """modules to import first: they register environments or worlds."""
+
+
+def flags_for(agent: str) -> type[Any]:
+    """`Flags` with the agent's config as `--agent.FIELD`."""
+    kind = config_class(AGENTS[agent])
+    return make_dataclass("TrainFlags", [("agent", kind, field(default_factory=kind))], bases=(Flags,), frozen=True)
+
+
+def run(args: list[str]) -> None:
+    """Trains and says where the run is."""
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: trimtab train AGENT --env ID | --dataset PATH [flags]\n")
+        print(f"agents: {', '.join(sorted(AGENTS))}\nflags: trimtab train AGENT --help")
+        if not args:
+            raise UsageError(f"name an agent: {', '.join(sorted(AGENTS))}")
+        return
+    agent, rest = args[0], args[1:]
+    if agent.startswith("-"):
+        raise UsageError(f"the agent comes first: trimtab train AGENT {shlex.join(args)}")
+    api.agent_class(agent)
+    flags = parse(flags_for(agent), rest, f"trimtab train {agent}")
+    if flags.video < 0:
+        raise UsageError(f"video must not be negative, got {flags.video}")
+    options = {f.name: getattr(flags, f.name) for f in fields(Flags) if f.name != "video"}
+    command = shlex.join(["trimtab", "train", *args])
+    trained = api.train(agent, config=flags.agent, command=command, **options)
+    for one in trained if isinstance(trained, list) else [trained]:
+        if flags.video:
+            from trimtab.cli.evaluate import film
+
+            for path in film(api.load(one.path), one.path, flags.video):
+                print(f"video   {path}")
+        print(f"run     {one.path}", file=sys.stdout)
+        print(f"next    trimtab eval {one.path}  |  trimtab report {one.path}")

@@ -1,0 +1,67 @@
+"""A ring buffer over any PyTree, on the device."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from trimtab.core import UsageError
+
+
+class Buffer(eqx.Module):
+    """`capacity` rows of a PyTree; once full, the oldest row is overwritten first.
+
+    Extend it only under a jit that donates it: then rows are written in place, otherwise each call copies the buffer.
+    """
+
+    rows: Any
+    head: Int[Array, ""]
+    """slot of the next row."""
+    size: Int[Array, ""]
+    """rows held, at most the capacity."""
+
+    @classmethod
+    def create(cls, template: Any, capacity: int) -> "Buffer":
+        """An empty buffer for rows shaped like `template` (one row, no batch axis). Raises `UsageError` if capacity < 1."""
+        if capacity < 1:
+            raise UsageError(f"buffer_size must be at least 1, got {capacity}")
+        rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), template)
+        return cls(rows, jnp.int32(0), jnp.int32(0))
+
+    @property
+    def capacity(self) -> int:
+        """Rows it can hold."""
+        return jax.tree.leaves(self.rows)[0].shape[0]
+
+    def extend(self, items: Any) -> "Buffer":
+        """The buffer with `items` (leading axis n <= capacity) written after the newest row.
+
+        Raises `UsageError` when n exceeds the capacity.
+        """
+        n = jax.tree.leaves(items)[0].shape[0]
+        if n > self.capacity:
+            raise UsageError(f"{n} rows do not fit a buffer of {self.capacity}: raise buffer_size")
+        slots = (self.head + jnp.arange(n, dtype=jnp.int32)) % self.capacity
+        rows = jax.tree.map(lambda r, x: r.at[slots].set(x.astype(r.dtype)), self.rows, items)
+        return Buffer(rows, (self.head + n) % self.capacity, jnp.minimum(self.size + n, self.capacity))
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Any:
+        """`n` rows drawn uniformly with replacement from those held."""
+        slots = jr.randint(key, (n,), 0, jnp.maximum(self.size, 1))
+        return jax.tree.map(lambda r: r[slots], self.rows)
+
+    def trimmed(self) -> "Buffer":
+        """The buffer without its unused rows: what a checkpoint stores. Host side only, as its shape depends on `size`."""
+        size = int(self.size)
+        return Buffer(jax.tree.map(lambda r: r[:size], self.rows), self.head, self.size)
+
+    def padded(self, capacity: int) -> "Buffer":
+        """The inverse of `trimmed`."""
+        return Buffer(
+            jax.tree.map(lambda r: jnp.zeros((capacity, *r.shape[1:]), r.dtype).at[: r.shape[0]].set(r), self.rows),
+            self.head,
+            self.size,
+        )

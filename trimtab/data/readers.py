@@ -1,0 +1,85 @@
+"""Readers of data sets on disk, all into the same `Transition` arrays."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trimtab.batches import Transition
+from trimtab.core import Spec, UsageError
+
+_NEEDED = ("observations", "actions", "rewards", "terminals")
+_OPTIONAL = ("next_observations", "timeouts", "truncations")
+
+
+def read_dataset(path: str | Path) -> tuple[Transition, Spec]:
+    """A data set of float32 arrays and the `Spec` it implies; actions must be in [-1, 1].
+
+    `path` is an `.npz` file or a folder of `.npy` files with D4RL's names: `observations` (n, obs), `actions` (n, act),
+    `rewards` (n,), `terminals` (n,) 1 where the environment itself ended the episode, and either `next_observations`
+    (n, obs) or `timeouts` (n,) 1 where it was cut. Without `next_observations` the next row's observation is taken and
+    the last row of each episode that was cut is dropped, as its true next observation is not known.
+    Raises `UsageError` naming the array and the index of the first bad number.
+    """
+    path = Path(path)
+    arrays = _load(path)
+    missing = [name for name in _NEEDED if name not in arrays]
+    if missing:
+        raise UsageError(f"{path} lacks the array {missing[0]!r}: it needs {', '.join(_NEEDED)}")
+    n = len(arrays["observations"])
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise UsageError(f"{path}: {name} holds {array.dtype}, not numbers")
+        if len(array) != n:
+            raise UsageError(f"{path}: {name} has {len(array)} rows, observations has {n}")
+        wrong = np.argwhere(~np.isfinite(array))
+        if len(wrong):
+            raise UsageError(f"{path}: {name}{wrong[0].tolist()} is {array[tuple(wrong[0])]}: remove or mend that row")
+    for name, rank in {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1}.items():
+        if arrays[name].ndim != rank:
+            raise UsageError(f"{path}: {name} has shape {arrays[name].shape}, expected {rank} axes")
+    if n == 0:
+        raise UsageError(f"{path} holds no transitions")
+    outside = np.argwhere(np.abs(arrays["actions"]) > 1.0 + 1e-6)
+    if len(outside):
+        raise UsageError(f"{path}: actions{outside[0].tolist()} is outside [-1, 1]: divide by the action bound")
+    return _transitions(path, arrays)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise UsageError(f"no data set at {path}: give an .npz file or a folder of .npy files")
+    known = _NEEDED + _OPTIONAL
+    try:
+        if path.is_dir():
+            return {name: np.load(path / f"{name}.npy") for name in known if (path / f"{name}.npy").exists()}
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in known if name in file.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise UsageError(f"cannot read the data set {path}: {error}") from error
+
+
+def _transitions(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Transition, Spec]:
+    obs, terminals = arrays["observations"].astype(np.float32), arrays["terminals"].astype(bool)
+    if "next_observations" in arrays:
+        next_obs, keep = arrays["next_observations"].astype(np.float32), np.ones(len(obs), bool)
+        if next_obs.shape != obs.shape:
+            raise UsageError(f"{path}: next_observations has shape {next_obs.shape}, observations {obs.shape}")
+    else:
+        cut = arrays.get("timeouts", arrays.get("truncations"))
+        if cut is None:
+            raise UsageError(f"{path} needs next_observations, or timeouts to tell where episodes were cut")
+        next_obs = np.concatenate([obs[1:], obs[-1:]])
+        keep = terminals | ~cut.astype(bool)
+        keep[-1] = terminals[-1]
+    data = Transition(
+        obs=jnp.asarray(obs[keep]),
+        action=jnp.asarray(np.clip(arrays["actions"], -1.0, 1.0).astype(np.float32)[keep]),
+        reward=jnp.asarray(arrays["rewards"].astype(np.float32)[keep]),
+        discount=jnp.asarray(1.0 - terminals.astype(np.float32)[keep]),
+        next_obs=jnp.asarray(next_obs[keep]),
+    )
+    act = arrays["actions"].shape[1]
+    spec = Spec(jax.ShapeDtypeStruct(obs.shape[1:], jnp.float32), act, False, (-1.0,) * act, (1.0,) * act)
+    return data, spec

@@ -1,0 +1,1 @@
+"""Why training goes wrong: measurements of nets on batches, and plain-language verdicts."""

@@ -1,0 +1,30 @@
+"""Own worlds by id. Users add theirs with `register`, from a module named by `--import`."""
+
+from collections.abc import Callable
+
+from trimtab.core import AbstractEnv, UsageError
+from trimtab.envs import probes
+
+_WORLDS: dict[str, Callable[[], AbstractEnv]] = {
+    "probe/Constant": probes.Constant,
+    "probe/ObsDependent": probes.ObsDependent,
+    "probe/Delayed": probes.Delayed,
+    "probe/ActionDependent": probes.ActionDependent,
+    "probe/Both": probes.Both,
+    "probe/Cut": probes.Cut,
+}
+
+
+def register(name: str, make: Callable[[], AbstractEnv]) -> None:
+    """Makes `trimtab train AGENT --env NAME` build the own world that `make()` returns.
+
+    Raises `UsageError` if the name is taken. Gymnasium environments are registered with `gymnasium.register` instead.
+    """
+    if name in _WORLDS and _WORLDS[name] is not make:
+        raise UsageError(f"the world {name!r} is registered already: choose another name")
+    _WORLDS[name] = make
+
+
+def worlds() -> dict[str, Callable[[], AbstractEnv]]:
+    """All registered own worlds by id."""
+    return dict(_WORLDS)

@@ -1,0 +1,197 @@
+"""The run folder: what is written where, who may write, and what survives an interruption."""
+
+import csv
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trimtab.core import RunError, UsageError
+
+VERSIONED = ("trimtab", "jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco")
+"""Packages whose versions `env.json` records."""
+
+
+class Run:
+    """One run's folder, held by one process at a time.
+
+    `config.json` rebuilds the run, `metrics.csv` (step,name,value) and `eval.csv` (step,episode,return,length,success) can
+    be read while it trains, `checkpoints/` holds what `resume` needs, `best/` and `final/` what `load` reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _lock(path)
+        self._metrics = _appender(path / "metrics.csv", "step,name,value")
+        self._eval = _appender(path / "eval.csv", "step,episode,return,length,success")
+        self._sinks: list[Any] = []
+
+    @classmethod
+    def create(cls, out: Path, env: str, agent: str, seed: int, name: str | None, config: dict[str, Any]) -> "Run":
+        """A new folder `out/env/agent/{name or YYYYmmdd-HHMMSS}_s{seed}` (just `name` if it is given).
+
+        Raises `UsageError` if a run of that name exists, `RunError` if the folder cannot be written.
+        """
+        stamp = name if name is not None else f"{time.strftime('%Y%m%d-%H%M%S')}_s{seed}"
+        path = out / env.replace(":", ".") / agent / stamp
+        if name is None:
+            for attempt in range(2, 1000):  # runs started within one second
+                if not path.exists():
+                    break
+                path = path.with_name(f"{stamp}-{attempt}")
+        if (path / "config.json").exists():
+            raise UsageError(
+                f"{path} holds a run already: resume it with `trimtab resume {path}` or choose another --name"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+            write_json(path / "env.json", environment())
+            write_json(path / "config.json", config)
+        except OSError as error:
+            raise RunError(
+                f"cannot write the run folder {path}: {error.strerror or error}; choose another --out"
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """An existing run. Raises `UsageError` if the folder is no run, `RunError` if another process holds it."""
+        read_config(path)
+        return cls(path)
+
+    def rewind(self, step: int) -> None:
+        """Drops logged rows after `step`: a resumed run writes them again."""
+        for name in ("metrics.csv", "eval.csv"):
+            file = self.path / name
+            lines = file.read_text().splitlines(keepends=True)
+            # A kill can leave a last line without its end; it counts as not written.
+            kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+            replace_text(file, lines[0] + "".join(kept))
+        self._metrics.close()
+        self._eval.close()
+        self._metrics = _appender(self.path / "metrics.csv", "step,name,value")
+        self._eval = _appender(self.path / "eval.csv", "step,episode,return,length,success")
+
+    def attach(self, sinks: list[Any]) -> None:
+        """Adds loggers with `log(step, metrics)` and `close()`, such as TensorBoard's."""
+        self._sinks = sinks
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """One row a metric; values that were not computed (NaN) are left out."""
+        metrics = {name: value for name, value in metrics.items() if value == value}
+        self._write(self._metrics, "".join(f"{step},{name},{value:.9g}\n" for name, value in metrics.items()))
+        for sink in self._sinks:
+            sink.log(step, metrics)
+
+    def log_eval(self, step: int, episodes: list[dict[str, float]]) -> None:
+        """One row an episode with keys return, length, success (NaN where the environment has no notion of it)."""
+        rows = []
+        for i, episode in enumerate(episodes):
+            success = "" if episode["success"] != episode["success"] else f"{episode['success']:.9g}"
+            rows.append(f"{step},{i},{episode['return']:.9g},{int(episode['length'])},{success}\n")
+        self._write(self._eval, "".join(rows))
+
+    def _write(self, file: Any, text: str) -> None:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            raise RunError(
+                f"cannot write {file.name}: {error.strerror}; make room, then `trimtab resume {self.path}`"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the files and gives the folder free."""
+        for sink in self._sinks:
+            sink.close()
+        self._metrics.close()
+        self._eval.close()
+        self._lock.close()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished."""
+        return (self.path / "DONE").exists()
+
+    def finish(self) -> None:
+        """Marks the run as finished."""
+        replace_text(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
+
+
+def _appender(path: Path, header: str) -> Any:
+    file = path.open("a", newline="")
+    if file.tell() == 0:
+        file.write(header + "\n")
+        file.flush()
+    return file
+
+
+def _lock(path: Path) -> Any:
+    """An advisory lock that dies with the process, so a killed run never blocks its own resume."""
+    file = (path / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RunError(f"another process is writing {path}: wait for it to end, or choose another --name") from error
+    return file
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of a run. Raises `UsageError` if the folder is no run or its config is damaged."""
+    file = path / "config.json"
+    if not file.exists():
+        what = "does not exist" if not path.exists() else "is not a run folder (it has no config.json)"
+        raise UsageError(f"{path} {what}: name a folder such as runs/Hopper-v5/sac/20260101-120000_s0")
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not readable JSON ({error}): restore it or start a new run") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON under a temporary name, then renames it."""
+    replace_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that at any moment either the old or the new content is there, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit and machine: what a result depends on beside its config."""
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": versions,
+        "git": _git_commit(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git on this machine: the versions must do
+    return found.stdout.strip() or None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a csv as dicts, without a half-written last line."""
+    text = path.read_text()
+    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))

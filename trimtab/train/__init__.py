@@ -1,0 +1,1 @@
+"""The only loop, the only jit, evaluation and checkpoints."""

@@ -1,0 +1,132 @@
+"""The only place where training is compiled: `jit`, the scan over updates, `vmap` over seeds, and donation."""
+
+import os
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, PRNGKeyArray
+
+from trimtab.core import AbstractAgent, AbstractPolicy, UsageError
+from trimtab.data.sources import AbstractSource
+
+Totals = dict[str, tuple[Array, Array]]
+"""Metric name -> (sum, count) over the updates since the last log line; a metric that was NaN in an update is not counted."""
+
+
+def no_totals(source: AbstractSource, agent: AbstractAgent, state: Any, seeds: int | None) -> Totals:
+    """Empty sums for the metrics that `agent.update` returns. Traces the update without running it."""
+
+    def metrics(agent: AbstractAgent, state: Any) -> Any:
+        key = jr.key(0)
+        return agent.update(source.batch(state, key), key)[1]
+
+    if seeds is not None:
+        agent, state = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0] if x.ndim else x, tree), (agent, state))
+    names = jax.eval_shape(metrics, agent, state)
+    shape = () if seeds is None else (seeds,)
+    return {name: (jnp.zeros(shape), jnp.zeros(shape)) for name in names}
+
+
+def _chunk(
+    source: AbstractSource,
+    agent: AbstractAgent,
+    state: Any,
+    totals: Totals,
+    run_key: PRNGKeyArray,
+    items: Any,
+    updates: Array,
+) -> tuple[AbstractAgent, Any, Totals]:
+    """Receive host rows, then `updates` times: act (own worlds), sample, update.
+
+    Each update's randomness is a function of (run_key, agent.step) alone, so results do not depend on how updates are
+    grouped into chunks. `updates` is a traced number: one compilation serves every length.
+    """
+    if items is not None:
+        state = source.receive(state, items)
+
+    def body(_: Array, carry: tuple[AbstractAgent, Any, Totals]) -> tuple[AbstractAgent, Any, Totals]:
+        agent, state, totals = carry
+        k_advance, k_batch, k_update = jr.split(jr.fold_in(run_key, agent.step), 3)
+        state = source.advance(agent.explorer, state, k_advance)
+        agent, metrics = agent.update(source.batch(state, k_batch), k_update)
+        return agent, state, {name: _add(totals[name], value) for name, value in metrics.items()}
+
+    return jax.lax.fori_loop(0, updates, body, (agent, state, totals))
+
+
+def _add(total: tuple[Array, Array], value: Array) -> tuple[Array, Array]:
+    missing = jnp.isnan(value)
+    return total[0] + jnp.where(missing, 0.0, value), total[1] + jnp.where(missing, 0.0, 1.0)
+
+
+chunk = partial(jax.jit, donate_argnames=("agent", "state", "totals"))(_chunk)
+"""`_chunk` compiled; agent, source state and totals are donated."""
+
+
+@partial(jax.jit, donate_argnames=("agent", "state", "totals"))
+def chunk_seeds(
+    source: AbstractSource, agent: AbstractAgent, state: Any, totals: Totals, run_key: Any, items: Any, updates: Array
+) -> Any:
+    """`_chunk` over a leading seed axis of agent, state, totals and key.
+
+    `agent.step` is one number for all seeds, so that delayed updates stay a branch rather than becoming a select.
+    """
+    axes = seed_axes(agent)
+    mapped = jax.vmap(_chunk, in_axes=(None, axes, 0, 0, 0, None, None), out_axes=(axes, 0, 0))
+    return mapped(source, agent, state, totals, run_key, items, updates)
+
+
+def seed_axes(agent: AbstractAgent) -> Any:
+    """The `vmap` axes of an agent with seeds: 0 for every leaf, none for `step`."""
+    return replace(jax.tree.map(lambda _: 0, agent), step=None)
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def prefill(source: AbstractSource, policy: AbstractPolicy, state: Any, run_key: PRNGKeyArray, steps: Array) -> Any:
+    """`steps` rounds of acting with `policy` in an own world, without updates."""
+
+    def body(i: Array, state: Any) -> Any:
+        return source.advance(policy, state, jr.fold_in(run_key, i))
+
+    return jax.lax.fori_loop(0, steps, body, state)
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def prefill_seeds(source: AbstractSource, policy: AbstractPolicy, state: Any, run_key: Any, steps: Array) -> Any:
+    """`prefill` over a leading seed axis of state and key."""
+    body = lambda state, key: prefill.__wrapped__(source, policy, state, key, steps)
+    return jax.vmap(body)(state, run_key)
+
+
+@jax.jit
+def act(policy: AbstractPolicy, obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
+    """The action at a time step; its randomness is a function of (run_key, timestep) alone."""
+    return policy(obs, jr.fold_in(run_key, timestep))
+
+
+def configure(device: str = "auto") -> None:
+    """Chooses the device and turns on the persistent compile cache, so that a second start compiles nothing.
+
+    `device` is auto, cpu or gpu. The cache is in `$TRIMTAB_CACHE`, else `$XDG_CACHE_HOME/trimtab`, else
+    `~/.cache/trimtab`, unless JAX has been given one already. Raises `UsageError` if there is no such device.
+    """
+    if device not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"unknown device {device!r}: choose auto, cpu or gpu")
+    if jax.config.jax_compilation_cache_dir is None:
+        root = os.environ.get("TRIMTAB_CACHE") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "trimtab"
+        )
+        jax.config.update("jax_compilation_cache_dir", root)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if device == "gpu":
+        try:
+            jax.devices("gpu")
+        except RuntimeError as error:
+            raise UsageError("no GPU is visible to JAX: pip install 'trimtab[cuda]', or use --device cpu") from error

@@ -1,0 +1,362 @@
+"""The only loop: act, update, log, evaluate, checkpoint; the same for host environments, own worlds and data sets."""
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from trimtab.batches import Transition
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, RunError, TrimtabError
+from trimtab.data.sources import AbstractSource, WorldSource
+from trimtab.envs.gym import Collector
+from trimtab.policies.compose import Uniform
+from trimtab.run.folder import Run
+from trimtab.run.logging import Progress
+from trimtab.train import checkpoint
+from trimtab.train.compile import act, chunk, chunk_seeds, no_totals, prefill, prefill_seeds
+
+Evaluate = Callable[[AbstractPolicy, int], list[dict[str, float]]]
+"""(policy, episodes) -> one dict an episode with return, length, success."""
+
+Probe = Callable[[Any, Any, Any], Metrics]
+"""(agent, batch, key) -> metrics, logged as `diagnostics/NAME` at each evaluation."""
+
+SETTLED = 100
+"""Updates in a log line after which a loss that is still missing is NaN rather than delayed."""
+
+ACT_STREAM, SOURCE_STREAM, PROBE_STREAM = 1, 2, 3
+"""Random streams beside the updates' own, folded into the run key."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When things happen, in steps: environment steps online, gradient steps offline."""
+
+    steps: int
+    """where this phase ends."""
+    start: int = 0
+    """where this phase begins: 0, or the offline steps before an online phase."""
+    learning_starts: int = 0
+    """environment steps with uniform random actions before the first update."""
+    updates_per_step: float = 1.0
+    """updates for each environment step (host environments)."""
+    log_every: int = 1_000
+    eval_every: int = 10_000
+    checkpoint_every: int = 10_000
+    eval_episodes: int = 10
+
+
+@dataclass
+class Training:
+    """Where a run stands. `seeds` is None for one run, else the length of the leading axis of agent and state."""
+
+    agent: Any
+    state: Any
+    step: int = 0
+    updates: int = 0
+    """updates in this phase, host environments only."""
+    pending: Transition | None = None
+    """host rows not yet received by the source."""
+    best: list[float] = field(default_factory=list)
+    seeds: int | None = None
+
+
+class Interrupted(TrimtabError):
+    """Ctrl-C or SIGTERM; a checkpoint has been written. `status` is the exit status of the shell convention."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Diverged(RunError):
+    """A loss became NaN or infinite. No checkpoint of that state is written."""
+
+
+class _Signals:
+    """Remembers Ctrl-C and SIGTERM so that the loop can stop between two chunks; a second signal acts at once."""
+
+    def __enter__(self) -> "_Signals":
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread (a notebook's worker, say): the caller handles signals
+                return self
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = number
+        signal.signal(number, self._old[number])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    training: Training,
+    source: AbstractSource,
+    runs: Sequence[Run],
+    schedule: Schedule,
+    run_key: Any,
+    progress: Progress,
+    *,
+    collector: Collector | None = None,
+    evaluate: Sequence[Evaluate] = (),
+    probes: Mapping[str, Probe] | None = None,
+    phase: str = "online",
+) -> Training:
+    """Trains from `training.step` to `schedule.steps`; returns where it ended.
+
+    `runs` has one folder a seed; with several, `training` and `run_key` carry a leading seed axis. `evaluate` has one
+    evaluator a run, or is empty. A checkpoint is written at each `checkpoint_every`, at the end, when interrupted
+    (raises `Interrupted`), and when the environment fails (raises `RunError`).
+    """
+    loop = _Loop(training, source, runs, schedule, run_key, progress, collector, evaluate, probes or {}, phase)
+    with _Signals() as signals:
+        try:
+            loop.start()
+            while training.step < schedule.steps:
+                if signals.received is not None:
+                    loop.checkpoint()
+                    path = " ".join(str(run.path) for run in runs)
+                    raise Interrupted(
+                        f"interrupted at step {training.step:,}: go on with `trimtab resume {path}`",
+                        128 + signals.received,
+                    )
+                loop.advance()
+            loop.finish()
+        except Diverged:
+            raise
+        except RunError as error:
+            raise loop.rescue(error) from error
+    return training
+
+
+class _Loop:
+    """The state of one call of `fit` that is not worth a checkpoint: timers, keys, sums since the last log line."""
+
+    def __init__(
+        self,
+        training: Training,
+        source: AbstractSource,
+        runs: Sequence[Run],
+        schedule: Schedule,
+        run_key: Any,
+        progress: Progress,
+        collector: Collector | None,
+        evaluate: Sequence[Evaluate],
+        probes: Mapping[str, Probe],
+        phase: str,
+    ) -> None:
+        self.t, self.source, self.runs, self.schedule = training, source, runs, schedule
+        self.run_key, self.progress, self.collector, self.phase = run_key, progress, collector, phase
+        self.evaluate, self.probes = evaluate, {name: jax.jit(probe) for name, probe in probes.items()}
+        self.chunk = chunk if training.seeds is None else chunk_seeds
+        self.act_key = self._stream(ACT_STREAM)
+        self.totals = no_totals(source, training.agent, training.state, training.seeds)
+        self.logged_at, self.logged_time = (training.step, int(training.agent.step)), time.perf_counter()
+
+    def _stream(self, number: int) -> Any:
+        fold = lambda key: jr.fold_in(key, 2**31 - number)
+        return fold(self.run_key) if self.t.seeds is None else jax.vmap(fold)(self.run_key)
+
+    @property
+    def random_until(self) -> int:
+        return self.schedule.start + self.schedule.learning_starts
+
+    def start(self) -> None:
+        """Fills the replay buffer of an own world before the first update."""
+        t, s = self.t, self.schedule
+        if not isinstance(self.source, WorldSource) or t.step > s.start or s.learning_starts == 0:
+            return
+        num_envs = self.source.num_envs
+        rounds = -(-s.learning_starts // num_envs)
+        policy = Uniform.create(self.source.env.spec)
+        fill = prefill if t.seeds is None else prefill_seeds
+        t.state = fill(self.source, policy, t.state, self.act_key, np.int32(rounds))
+        t.step = min(s.start + rounds * num_envs, s.steps)
+
+    def advance(self) -> None:
+        """One chunk: one vector step of host environments, or all updates up to the next event on the device."""
+        before = self.t.step
+        if self.collector is not None:
+            self._host_step(self.collector)
+        else:
+            self._device_steps()
+        self._events(before)
+
+    def _host_step(self, collector: Collector) -> None:
+        t = self.t
+        policy = Uniform.create(collector.spec) if t.step < self.random_until else t.agent.explorer
+        action = np.asarray(act(policy, collector.obs, self.act_key, np.int32(t.step)))
+        # The update runs on the device while the environments step on the host: the rows of this step wait for the next.
+        self._receive()
+        t.pending = collector.step(action, t.step)
+        t.step += len(collector.envs)
+
+    def _receive(self) -> None:
+        t = self.t
+        if t.pending is None:
+            return
+        due = int(max(0, t.step - self.random_until) * self.schedule.updates_per_step) - t.updates
+        t.agent, t.state, self.totals = self.chunk(
+            self.source, t.agent, t.state, self.totals, self.run_key, t.pending, np.int32(due)
+        )
+        t.updates, t.pending = t.updates + due, None
+
+    def _device_steps(self) -> None:
+        t, s = self.t, self.schedule
+        per_update = self.source.num_envs if isinstance(self.source, WorldSource) else 1
+        events = (s.log_every, s.eval_every, s.checkpoint_every)
+        until = min([s.steps] + [(t.step // every + 1) * every for every in events if every])
+        updates = -(-(until - t.step) // per_update)
+        t.agent, t.state, self.totals = self.chunk(
+            self.source, t.agent, t.state, self.totals, self.run_key, None, np.int32(updates)
+        )
+        t.step += updates * per_update
+
+    def _events(self, before: int) -> None:
+        t, s = self.t, self.schedule
+        last = t.step >= s.steps
+        crossed = lambda every: bool(every) and (t.step // every > before // every or last)
+        if crossed(s.log_every):
+            self._log()
+        if crossed(s.eval_every) and self.evaluate:
+            self._evaluate()
+        if crossed(s.checkpoint_every):
+            self.checkpoint()
+
+    def _log(self) -> None:
+        t = self.t
+        totals, updates = jax.device_get((self.totals, t.agent.step))  # the one transfer of a log line
+        self.totals = jax.tree.map(jnp.zeros_like, self.totals)
+        now, updates = time.perf_counter(), int(updates)
+        elapsed, new = max(now - self.logged_time, 1e-9), updates - self.logged_at[1]
+        rate = new / elapsed
+        shared = {"time/updates_per_second": rate, "time/total_timesteps": float(t.step)}
+        if self.phase == "online":
+            shared["time/fps"] = (t.step - self.logged_at[0]) / elapsed
+        self.logged_at, self.logged_time = (t.step, updates), now
+        mean = None
+        for i, run in enumerate(self.runs):
+            with np.errstate(invalid="ignore"):  # 0/0: a metric that no update since the last line computed
+                means = {name: float(np.divide(*map(np.atleast_1d, pair))[i]) for name, pair in totals.items()}
+            rollout = self._rollout(i)
+            mean = rollout.get("rollout/ep_rew_mean", mean)
+            run.log(t.step, rollout | {f"train/{name}": value for name, value in means.items()} | shared)
+            if new >= SETTLED:
+                self._check_finite(run, means)
+        self.progress.show(t.step, mean, rate)
+
+    def _check_finite(self, run: Run, means: dict[str, float]) -> None:
+        broken = [name for name, value in means.items() if name.endswith("_loss") and not np.isfinite(value)]
+        if not broken:
+            return
+        text = (
+            f"training diverged: {broken[0]} is not finite before step {self.t.step:,}; lower the learning rate or try "
+            f"--agent.critic-norm layer (the last good checkpoint is in {run.path / 'checkpoints'})"
+        )
+        if self.t.seeds is None:
+            raise Diverged(text)
+        self.progress.say(text)
+
+    def _rollout(self, i: int) -> dict[str, float]:
+        if self.collector is not None:
+            return self.collector.statistics()
+        if not isinstance(self.source, WorldSource):
+            return {}
+        state = self.t.state
+        returns, lengths = np.asarray(state.recent_returns), np.asarray(state.recent_lengths)
+        if self.t.seeds is not None:
+            returns, lengths = returns[i], lengths[i]
+        if np.isnan(returns).all():
+            return {}
+        return {"rollout/ep_rew_mean": float(np.nanmean(returns)), "rollout/ep_len_mean": float(np.nanmean(lengths))}
+
+    def _evaluate(self) -> None:
+        t = self.t
+        began = time.perf_counter()
+        t.best = t.best or [-np.inf] * len(self.runs)
+        for i, run in enumerate(self.runs):
+            agent = self._agent(i)
+            episodes = self.evaluate[i](agent.policy, self.schedule.eval_episodes)
+            run.log_eval(t.step, episodes)
+            returns = np.array([episode["return"] for episode in episodes])
+            successes = np.array([episode["success"] for episode in episodes])
+            metrics = {
+                "eval/mean_reward": float(returns.mean()),
+                "eval/mean_ep_length": float(np.mean([episode["length"] for episode in episodes])),
+            }
+            if np.isfinite(successes).any():
+                metrics["eval/success_rate"] = float(np.nanmean(successes))
+            run.log(t.step, metrics | self._probe(agent, i))
+            self.progress.evaluated(t.step, returns.mean(), returns.std())
+            if returns.mean() > t.best[i]:
+                t.best[i] = float(returns.mean())
+                checkpoint.save(run.path / "best", {"agent": agent}, {}, {"step": t.step, "mean_return": t.best[i]})
+        self.logged_time += time.perf_counter() - began  # evaluation is no training time
+
+    def _probe(self, agent: Any, i: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, probe in self.probes.items():
+            state = self.t.state if self.t.seeds is None else jax.tree.map(lambda x: x[i], self.t.state)
+            key = jr.fold_in(jr.key(PROBE_STREAM), self.t.step)
+            metrics = jax.device_get(probe(agent, self.source.batch(state, key), key))
+            found |= {f"diagnostics/{name}_{key}": float(value) for key, value in metrics.items()}
+        return found
+
+    def _agent(self, i: int) -> AbstractAgent:
+        """The agent of the i-th run, without a seed axis."""
+        if self.t.seeds is None:
+            return self.t.agent
+        return take_seed(self.t.agent, i)
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint a run and removes the oldest."""
+        t = self.t
+        arrays: dict[str, np.ndarray] = {}
+        if self.collector is not None:
+            arrays = {f"collector/{name}": value for name, value in self.collector.state().items()}
+        self._save(arrays)
+
+    def _save(self, arrays: dict[str, np.ndarray]) -> None:
+        t = self.t
+        if t.pending is not None:
+            arrays |= {f"pending/{j}": np.asarray(leaf) for j, leaf in enumerate(jax.tree.leaves(t.pending))}
+        for i, run in enumerate(self.runs):
+            state = t.state if t.seeds is None else jax.tree.map(lambda x, i=i: x[i], t.state)
+            trees = {"agent": self._agent(i), "source": self.source.stored(state)}
+            best = t.best[i] if t.best else None
+            meta = {"step": t.step, "updates": t.updates, "phase": self.phase, "best": best}
+            checkpoint.save(run.path / "checkpoints" / f"step_{t.step}", trees, arrays, meta)
+            checkpoint.prune(run.path)
+
+    def finish(self) -> None:
+        """Receives the last rows. The checkpoint before it lets the run be prolonged exactly."""
+        self._receive()
+
+    def rescue(self, error: RunError) -> RunError:
+        """The error with what was saved. The environments may be broken, so a resume starts new episodes."""
+        try:
+            arrays: dict[str, np.ndarray] = {}
+            if self.collector is not None:
+                state = self.collector.state() | {"exact": np.array(False)}
+                arrays = {f"collector/{name}": value for name, value in state.items() if not name.startswith("env/")}
+            self._save(arrays)
+        except (TrimtabError, OSError):
+            return error  # the disk is what failed: earlier checkpoints stand, and `error` says what to do
+        return RunError(f"{error} (progress up to step {self.t.step:,} is saved in {self.runs[0].path})")
+
+
+def take_seed(agent: Any, i: int) -> Any:
+    """The i-th agent of a seed axis; `step` has none."""
+    return replace(jax.tree.map(lambda x: x[i] if x.ndim else x, agent), step=agent.step)

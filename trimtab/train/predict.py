@@ -1,0 +1,66 @@
+"""A trained policy for use outside of the library: NumPy in, NumPy out, in the environment's own units."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from trimtab.core import AbstractAgent, Spec, UsageError
+from trimtab.train.compile import act
+
+
+class Policy:
+    """What `trimtab.load` returns. `predict` has Stable-Baselines3's signature."""
+
+    def __init__(self, agent: AbstractAgent, spec: Spec, info: dict[str, Any]) -> None:
+        self.agent, self.spec, self.info = agent, spec, info
+        self._calls = 0
+
+    def predict(
+        self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """The action for one observation or a batch of them (leading axis), and `state` unchanged.
+
+        `obs` is an array, or a dict of arrays for a Dict space. Actions are in the environment's units: float32 of shape
+        (act,) or (batch, act), or integer indices. `deterministic=False` draws from the policy that collected the data,
+        anew at each call. Raises `UsageError` if the shape of `obs` does not fit.
+        """
+        del episode_start  # no policy so far has a memory
+        vectors, batched = self._vectors(obs)
+        self._calls += 1
+        key = jr.key(self._calls)
+        chosen = self.agent.policy if deterministic else self.agent.explorer
+        action = np.asarray(to_units(act(chosen, vectors, key, np.int32(0)), self.spec))
+        return (action if batched else action[0]), state
+
+    def _vectors(self, obs: Any) -> tuple[Any, bool]:
+        batched: list[bool] = []
+
+        def convert(wanted: Any, given: Any) -> np.ndarray:
+            array = np.asarray(given, np.float32)
+            single = array.size == wanted.size and not (array.ndim > 1 and array.shape[0] == 1)
+            if not single and (array.ndim < 2 or array.size != array.shape[0] * wanted.size):
+                raise UsageError(f"obs has shape {array.shape}, expected ({wanted.size},) or (batch, {wanted.size})")
+            batched.append(not single)
+            return array.reshape(-1, wanted.size)
+
+        given = jax.tree.structure(obs, is_leaf=lambda x: isinstance(x, list | tuple))
+        if isinstance(self.spec.obs, dict) and given != jax.tree.structure(self.spec.obs):
+            raise UsageError(f"obs must be a dict with the keys {', '.join(self.spec.obs)}")
+        return jax.tree.map(convert, self.spec.obs, obs), batched[0]
+
+    def function(self) -> Callable[[Any], Any]:
+        """The deterministic policy as a pure JAX function: obs (..., obs) -> action in the environment's units."""
+        policy, spec = self.agent.policy, self.spec
+        return lambda obs: to_units(policy(obs, jr.key(0)), spec)
+
+
+def to_units(action: Any, spec: Spec) -> Any:
+    """From [-1, 1] to the environment's bounds; indices pass through."""
+    if spec.discrete:
+        return action
+    low, high = jnp.asarray(spec.action_low, jnp.float32), jnp.asarray(spec.action_high, jnp.float32)
+    return jnp.broadcast_to(low, action.shape) + (action + 1.0) * 0.5 * jnp.broadcast_to(high - low, action.shape)
