@@ -1,9 +1,9 @@
 """Trimtab: reinforcement learning that stays steady.
 
-    run = trimtab.train("sac", env="Hopper-v5", steps=100_000, seed=0)
-    policy = trimtab.load(run.path)
-    action, _ = policy.predict(obs, deterministic=True)
-    mean, std = trimtab.evaluate(policy, "Hopper-v5", episodes=10)
+run = trimtab.train("sac", env="Hopper-v5", steps=100_000, seed=0)
+policy = trimtab.load(run.path)
+action, _ = policy.predict(obs, deterministic=True)
+mean, std = trimtab.evaluate(policy, "Hopper-v5", episodes=10)
 """
 
 import importlib

@@ -22,11 +22,11 @@ from trimtab.envs.gym import Collector
 from trimtab.envs.make import World, find
 from trimtab.run.folder import Run, read_config, replace_text
 from trimtab.run.logging import Progress, check_loggers, make_loggers
-from trimtab.train import checkpoint
-from trimtab.train.compile import configure, seed_axes
-from trimtab.train.evaluate import EVALUATION_SEED, GymEvaluator, WorldEvaluator
-from trimtab.train.fit import Schedule, Training, fit, take_seed
-from trimtab.train.predict import Policy
+from trimtab.training import checkpoint
+from trimtab.training.compile import Totals, configure, seed_axes
+from trimtab.training.evaluate import EVALUATION_SEED, GymEvaluator, WorldEvaluator
+from trimtab.training.fit import Schedule, Training, fit, take_seed
+from trimtab.training.predict import Policy
 
 FORMAT = 1
 """Version of `config.json`."""
@@ -74,17 +74,19 @@ def train(
     """Trains `agent` and returns a `Trained`, or a list of them when `seeds` are given.
 
     `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` the agent first learns from data
-    for `offline_steps` updates; `online_steps` > 0 then goes on in `env` with the same agent and the data in its buffer.
-    `config` is the agent's `Config` (default: its defaults). Steps are environment steps online, updates offline.
-    `seeds` trains one agent a seed, together by `vmap` where the source lives on the device, else one after the other.
-    Raises `UsageError` for a request that cannot be carried out, `RunError` for a run that fails, and
-    `trimtab.train.fit.Interrupted` after Ctrl-C, when a checkpoint has been written.
+    for `offline_steps` updates; `online_steps` > 0 then goes on in `env` with the same agent and the data in its
+    buffer. `config` is the agent's `Config` (default: its defaults). Steps are environment steps online, updates
+    offline. `seeds` trains one agent a seed, together by `vmap` where the source lives on the device, else one after
+    the other. Raises `UsageError` for a request that cannot be carried out, `RunError` for a run that fails, and
+    `trimtab.training.fit.Interrupted` after Ctrl-C, when a checkpoint has been written.
     """
     kind = agent_class(agent)
     config = config_class(kind)() if config is None else config
     positive = dict(eval_episodes=eval_episodes, num_envs=num_envs, log_freq=log_freq)
     nonnegative = dict(eval_freq=eval_freq, checkpoint_freq=checkpoint_freq, online_steps=online_steps)
-    positive |= {"updates_per_step": updates_per_step} | ({"offline_steps": offline_steps} if dataset else {"steps": steps})
+    positive |= {"updates_per_step": updates_per_step} | (
+        {"offline_steps": offline_steps} if dataset else {"steps": steps}
+    )
     for label, value in positive.items():
         if not value > 0:
             raise UsageError(f"{label.replace('_', '-')} must be positive, got {value}")
@@ -99,7 +101,7 @@ def train(
         raise UsageError("--online-steps needs an environment to act in: add --env ID")
     check_loggers(tuple(log))
     configure(device)
-    _import_all(imports)
+    import_all(imports)
     record = dict(
         format=FORMAT,
         agent=agent,
@@ -138,8 +140,10 @@ def _start(
     record |= {"env": setup.world.name if setup.world else None, "spec": spec_to_json(setup.spec)}
     record["env_label"] = setup.world.label if setup.world else None
     label = setup.world.label if setup.world else Path(record["dataset"]).stem
-    # Create the agent's skeleton before anything is written: a config that does not fit must leave no folder behind.
+    # Try all shapes before anything is written: a request that does not fit must leave no folder behind.
     setup.skeleton()
+    for phase in setup.phases():
+        jax.eval_shape(setup.source(phase).init, jr.key(0))
     together = len(seeds) > 1 and setup.on_device
     groups = [seeds] if together else [[s] for s in seeds]
     if many and not quiet:
@@ -177,23 +181,24 @@ def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = N
     checkpoint or another process holds the run.
     """
     path = Path(run)
-    record = read_config(path)
-    if record.get("format") != FORMAT:
-        raise UsageError(f"{path} was written by another version of Trimtab (format {record.get('format')}, not {FORMAT})")
+    record = _record(path)
     say = (lambda text: None) if quiet else print
     if (path / "DONE").exists() and steps is None:
         say(f"{path} is finished: nothing to resume (prolong it with --steps N)")
         return Trained(path)
     members = [path.with_name(sibling) for sibling in record["group"]] if "group" in record else [path]
     configure(record["device"])
-    _import_all(record["imports"])
+    import_all(record["imports"])
     key = "online_steps" if record["online_steps"] else "offline_steps" if record["dataset"] else "steps"
     if steps is not None:
         if steps < record[key]:
             raise UsageError(f"--steps {steps} is less than the {record[key]} of the run: give a larger number")
         record[key] = int(steps)
     if record["env"] is None and record["env_label"] is not None and env is None:
-        raise UsageError(f"{path} was trained on the factory {record['env_label']!r}, which has no name: use trimtab.resume(path, env=...)")
+        raise UsageError(
+            f"{path} was trained on the factory {record['env_label']!r}, which has no name: "
+            "use trimtab.resume(path, env=...)"
+        )
     setup = _Setup.create(record, env if env is not None else record["env"])
     runs: list[Run] = []
     try:
@@ -235,13 +240,21 @@ def _common_checkpoints(members: list[Path], say: Callable[[str], Any]) -> list[
     return folders
 
 
+def _record(path: Path) -> dict[str, Any]:
+    """The `config.json` of a run. Raises `UsageError` if the folder is no run, or one of another version."""
+    record = read_config(path)
+    if record["format"] != FORMAT:
+        raise UsageError(f"{path} was written by another version of Trimtab (format {record['format']}, not {FORMAT})")
+    return record
+
+
 def load(run: str | Path, *, checkpoint_name: str = "final") -> Policy:
     """The policy of a run: `final` (default; the newest checkpoint if the run has not finished), `best` or `last`.
 
     Raises `UsageError` if the folder is no run or has nothing to load.
     """
     path = Path(run)
-    record = read_config(path)
+    record = _record(path)
     configure(record["device"])
     folder = path / checkpoint_name
     if checkpoint_name not in ("final", "best", "last"):
@@ -265,8 +278,8 @@ def reopen(run: str | Path) -> tuple[Any, AbstractSource, Any, int]:
     Raises `UsageError` if the folder is no run or has no usable checkpoint.
     """
     path = Path(run)
-    record = read_config(path)
-    _import_all(record["imports"])
+    record = _record(path)
+    import_all(record["imports"])
     folder, _ = checkpoint.newest(path)
     if folder is None:
         raise UsageError(f"{path} has no checkpoint yet: train it further with `trimtab resume {path}`")
@@ -320,7 +333,8 @@ def agent_class(name: str) -> type[AbstractAgent]:
     return AGENTS[name]
 
 
-def _import_all(modules: Sequence[str]) -> None:
+def import_all(modules: Sequence[str]) -> None:
+    """Imports the modules named by `--import`, which register environments. Raises `UsageError` if one is not found."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -390,7 +404,7 @@ class _Setup:
     @property
     def on_device(self) -> bool:
         """Whether batches never need the host: then seeds train together by `vmap`."""
-        return self.dataset is not None and not self.record["online_steps"] or (
+        return (self.dataset is not None and not self.record["online_steps"]) or (
             self.dataset is None and self.world is not None and self.world.own is not None
         )
 
@@ -408,9 +422,14 @@ class _Setup:
 
     def source(self, phase: str) -> AbstractSource:
         config, world = self.config, self.world
+        if config.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
         if phase == "offline":
             return OfflineSource(self.dataset, config.batch_size)
         assert world is not None
+        if config.buffer_size < self.record["num_envs"]:
+            least = f"{self.record['num_envs']} (num_envs)"
+            raise UsageError(f"buffer_size must be at least {least}, got {config.buffer_size}")
         if world.own is not None:
             if self.record["updates_per_step"] != 1.0:
                 raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
@@ -477,12 +496,14 @@ def _execute(setup: _Setup, runs: list[Run], seeds: list[int], folders: list[Pat
                 state = _initial_state(source, seeds, together)
                 if here:
                     state = _stored_state(source, state, folders or [], together)
-                training.state, training.updates, training.pending = state, 0, None
+                training.state, training.updates, training.pending, training.totals = state, 0, None, None
                 collector = None
                 if phase == "online" and setup.world is not None and setup.world.make is not None:
-                    collector = _collector(setup.world, record["num_envs"], seeds[0])
+                    # Where the state of the environments cannot be restored, the first episodes must not come again.
+                    seed = seeds[0] + (here["step"] if here else 0)
+                    collector = _collector(setup.world, record["num_envs"], seed)
                 if here and folders:
-                    training.updates = here["updates"]
+                    training.updates, training.totals = here["updates"], _stored_totals(folders, together)
                     if collector is not None:
                         _restore_collector(collector, source, training, folders[0], progress)
                     progress.say(f"resumed at step {begin:,}")
@@ -519,7 +540,10 @@ def _stack_agents(agents: list[Any]) -> Any:
     """Agents side by side on a leading seed axis; `step` stays one number."""
     axes = seed_axes(agents[0])
     return jax.tree.map(
-        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves), axes, *agents, is_leaf=lambda x: x is None
+        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves),
+        axes,
+        *agents,
+        is_leaf=lambda x: x is None,
     )
 
 
@@ -533,9 +557,18 @@ def _initial_state(source: AbstractSource, seeds: list[int], together: int | Non
 def _stored_state(source: AbstractSource, state: Any, folders: list[Path], together: int | None) -> Any:
     single = state if together is None else jax.tree.map(lambda x: x[0], state)
     restored = [
-        source.restored(checkpoint.load_tree(f, "source", checkpoint.saved_shapes(f, "source", single))) for f in folders
+        source.restored(checkpoint.load_tree(f, "source", checkpoint.saved_shapes(f, "source", single)))
+        for f in folders
     ]
     return restored[0] if together is None else jax.tree.map(lambda *xs: jnp.stack(xs), *restored)
+
+
+def _stored_totals(folders: list[Path], together: int | None) -> Totals:
+    """The sums of metrics between the last log line and the checkpoint."""
+    each = [checkpoint.load_arrays(folder) for folder in folders]
+    names = [name for name in each[0] if name.startswith("totals/")]
+    pairs = {name: each[0][name] if together is None else np.stack([a[name] for a in each], axis=1) for name in names}
+    return {name.removeprefix("totals/"): (jnp.asarray(p[0]), jnp.asarray(p[1])) for name, p in pairs.items()}
 
 
 def _restore_collector(

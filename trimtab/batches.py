@@ -1,10 +1,15 @@
 """What agents learn from: final structs of arrays with one leading batch axis `b`."""
 
+from typing import TYPE_CHECKING
+
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-AnyArray = Array | np.ndarray
+if TYPE_CHECKING:  # type checkers see a JAX array, which is what agents get
+    AnyArray = Array
+else:
+    AnyArray = Array | np.ndarray
 """Rows come from the host as NumPy arrays and live on the device as JAX arrays."""
 
 

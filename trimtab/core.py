@@ -1,7 +1,8 @@
 """The abstractions everything else is written against. This file imports nothing of Trimtab.
 
 An *agent* is an immutable Equinox Module whose every leaf is an array, so that `jax.jit`, `vmap`, `scan`, `grad`, optax
-and serialisation work on it without filters. Observations are PyTrees: goals, masks and other agents' views ride in them.
+and serialisation work on it without filters. Observations are PyTrees: goals, masks and other agents' views ride in
+them.
 """
 
 import abc
@@ -18,7 +19,7 @@ Metrics = dict[str, Float[Array, "..."]]
 
 
 class TrimtabError(Exception):
-    """An error the user can mend. Its text is one line that names the fix; the command line prints it without a traceback."""
+    """An error the user can mend. Its text is one line that names the fix, printed without a traceback."""
 
 
 class UsageError(TrimtabError):
@@ -103,7 +104,7 @@ def require_continuous(spec: Spec, agent: str) -> None:
 
 
 class Step(eqx.Module):
-    """The outcome of one step of an own world. `truncated` is set by the `TimeLimit` wrapper, never by a world itself."""
+    """The outcome of one step of an own world. `truncated` is set by the `TimeLimit` wrapper, never by a world."""
 
     obs: PyTree[Float[Array, "..."]]
     reward: Float[Array, ""]
@@ -113,7 +114,8 @@ class Step(eqx.Module):
 
 
 class AbstractEnv(eqx.Module):
-    """An own world in pure JAX. Physical parameters are array fields, so `vmap` over the Module is domain randomisation.
+    """An own world in pure JAX. Physical parameters are array fields, so `vmap` over the Module is domain
+    randomisation.
 
     `max_steps` is the time limit of one episode in steps; the `TimeLimit` wrapper applies it.
     """

@@ -5,10 +5,10 @@
     L_pi = -E[ Q(s, pi(s)) ]
 
 Order in one update: the critic with the old targets, the actor with the new critic, both targets last.
-Metrics: critic_loss, critic_mean E[Q(s, a)]; actor_loss, actor_saturation share of |pi(s)| > 0.99; *_grad_norm the global
-norm of that gradient.
-Differences from the paper: Gaussian in place of Ornstein-Uhlenbeck noise, no weight decay, no batch normalisation, widths
-(256, 256), one learning rate: as CleanRL and Stable-Baselines3 do.
+Metrics: critic_loss, critic_mean E[Q(s, a)]; actor_loss, actor_saturation share of |pi(s)| > 0.99; *_grad_norm the
+global norm of that gradient.
+Differences from the paper: Gaussian in place of Ornstein-Uhlenbeck noise, no weight decay, no batch normalisation,
+widths (256, 256), one learning rate: as CleanRL and Stable-Baselines3 do.
 """
 
 from dataclasses import dataclass, replace

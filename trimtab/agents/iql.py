@@ -5,13 +5,14 @@
     L_pi = -E[ min(exp(beta u), w_max) log pi(a | s) ]                                      (7)
 
 Order in one update: V with the old target, pi and Q with the new V, targets last.
-Metrics: value_loss (5), value_mean E[V]; actor_loss (7), actor_weight mean of exp(beta u) after the cap; critic_loss (6),
-critic_mean E[Q]; *_grad_norm the global norm of that gradient.
+Metrics: value_loss (5), value_mean E[V]; actor_loss (7), actor_weight mean of exp(beta u) after the cap; critic_loss
+(6), critic_mean E[Q]; *_grad_norm the global norm of that gradient.
 Differences from the official code: no cosine decay of the actor's learning rate, which needs the length of the run;
 the rest of the maths is the same. Trained online it collects with its own Gaussian.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ class IQL(AbstractAgent):
         """A fresh agent. Raises `UsageError` for discrete actions."""
         require_continuous(spec, "iql")
         k_actor, k_critic, k_value = jr.split(key, 3)
-        nets = dict(
+        nets: dict[str, Any] = dict(
             actor=Gaussian.create(spec, config.hidden, k_actor),
             critic=Critic.create(spec, config.hidden, 2, k_critic, norm=config.critic_norm),
             value=Value.create(spec, config.hidden, k_value),

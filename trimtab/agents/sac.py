@@ -14,6 +14,7 @@ parameters are Stable-Baselines3's.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class SAC(AbstractAgent):
         if config.target_entropy is None:
             config = replace(config, target_entropy=-float(spec.action_size))
         k_actor, k_critic = jr.split(key)
-        nets = dict(
+        nets: dict[str, Any] = dict(
             actor=TanhGaussian.create(spec, config.hidden, k_actor),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, norm=config.critic_norm),
             log_alpha=jnp.log(jnp.float32(config.init_ent_coef)),

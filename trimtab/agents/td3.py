@@ -5,9 +5,9 @@
     L_Q  = E[ (Q_e(s, a) - y)^2 ]
     L_pi = -E[ Q_1(s, pi(s)) ],  every `policy_delay`-th update
 
-Order in one update: the critic with the old targets; every `policy_delay`-th update the actor with the new critic and then
-both targets. Metrics: critic_loss, critic_mean E[Q(s, a)]; actor_loss, actor_saturation share of |pi(s)| > 0.99, both NaN
-in updates that leave the actor alone; *_grad_norm the global norm of that gradient.
+Order in one update: the critic with the old targets; every `policy_delay`-th update the actor with the new critic and
+then both targets. Metrics: critic_loss, critic_mean E[Q(s, a)]; actor_loss, actor_saturation share of |pi(s)| > 0.99,
+both NaN in updates that leave the actor alone; *_grad_norm the global norm of that gradient.
 Differences from the official code: Adam at 3e-4 with batches of 256 (its second version) and 10,000 random steps.
 """
 

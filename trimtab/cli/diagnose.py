@@ -12,7 +12,7 @@ from trimtab.cli.flags import parse
 from trimtab.core import UsageError
 from trimtab.diagnostics.health import PROBES, verdicts
 from trimtab.run.folder import read_config, write_json
-from trimtab.train.compile import configure
+from trimtab.training.compile import configure
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`trimtab eval RUN`."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from trimtab.cli.flags import parse
 from trimtab.core import UsageError
 from trimtab.envs.make import find
 from trimtab.run.folder import write_json
-from trimtab.train.predict import Policy
+from trimtab.training.predict import Policy
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def run(args: list[str]) -> None:
     if flags.video < 0:
         raise UsageError(f"video must not be negative, got {flags.video}")
     policy = api.load(flags.run, checkpoint_name=flags.checkpoint)
+    api.import_all(policy.info["imports"])
     env = env_of(policy, flags.env)
     episodes = api.evaluate_episodes(policy, env, episodes=flags.episodes, seed=flags.seed)
     record = summary(episodes) | {"checkpoint": flags.checkpoint, "seed": flags.seed, "env": env}
@@ -51,6 +53,11 @@ def run(args: list[str]) -> None:
     print(f"wrote   {flags.run / 'evaluation.json'} ({len(episodes)} episodes)")
     for path in film(policy, flags.run, flags.video, env):
         print(f"video   {path}")
+
+
+def mean_of(run_folder: Path) -> float:
+    """The mean return in a run's `evaluation.json`."""
+    return float(json.loads((run_folder / "evaluation.json").read_text())["mean"])
 
 
 def env_of(policy: Policy, given: str | None) -> str:

@@ -28,7 +28,7 @@ class Flags:
 
 def run(args: list[str]) -> None:
     """Writes the deterministic policy (observation in, action in the environment's units out) and checks it."""
-    from trimtab.train.export import check_parity, export_onnx, export_stablehlo
+    from trimtab.training.export import check_parity, export_onnx, export_stablehlo
 
     flags = parse(Flags, args, "trimtab export")
     policy = api.load(flags.run, checkpoint_name=flags.checkpoint)

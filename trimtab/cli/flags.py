@@ -21,21 +21,23 @@ def parse(kind: type[T], args: list[str], prog: str, description: str | None = N
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(kind, args=args, prog=prog, description=description)
+            parsed = tyro.cli(kind, args=args, prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UsageError(_one_line(captured.getvalue(), prog)) from stop
-    finally:
-        if not captured.getvalue().startswith(("╭", "\x1b")):
-            sys.stderr.write(captured.getvalue())
+    sys.stderr.write(captured.getvalue())
+    return parsed
 
 
 def _one_line(box: str, prog: str) -> str:
-    """The message of tyro's box, and the flag it proposes."""
+    """The message of tyro's box, and the flag it proposes. The box is drawn with plain dashes on an ASCII terminal."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ ").rstrip() for line in text.splitlines()]
-    lines = [line for line in lines if line and line[0] not in "╭╰─"]
+    lines = [line.strip("│| ") for line in text.splitlines()]
+    lines = [line for line in lines if line and line[0] not in "╭╰"]
+    if len(lines) > 1 and not lines[1].strip("-"):
+        lines = lines[1:]  # the title, which stands in the frame elsewhere
+    lines = [line for line in lines if line.strip("─-")]
     message: list[str] = []
     for line in lines:
         if line.startswith(("Perhaps", "Argument helptext", "For full helptext")):

@@ -40,4 +40,6 @@ def run(args: list[str]) -> None:
     elif flags.what == "papers":
         print("no paper recipes yet")
     else:
-        print("a data set is an .npz file or a folder of .npy files (observations, actions, rewards, terminals, timeouts)")
+        print(
+            "a data set is an .npz file or a folder of .npy files (observations, actions, rewards, terminals, timeouts)"
+        )

@@ -5,9 +5,10 @@ Nothing heavy is imported before a command is known, so that `trimtab --help` an
 
 import difflib
 import importlib
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("trimtab.cli.train", "train AGENT --env ID | --dataset PATH: train an agent"),
@@ -58,22 +59,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(COMMANDS)}"
         return _fail(f"unknown command {command!r}: {hint}", 2)
-    return _run(command, rest, debug)
+    if "" not in sys.path:
+        sys.path.append("")  # users' environments next to where they stand; last, so that nothing is shadowed
+    return guarded(lambda rest: importlib.import_module(COMMANDS[command][0]).run(rest), rest, debug)
 
 
-def _run(command: str, args: list[str], debug: bool) -> int:
+def guarded(command: Callable[[list[str]], None], args: list[str], debug: bool) -> int:
+    """Runs `command(args)`; every error becomes one line on stderr and an exit status."""
     from trimtab.core import TrimtabError, UsageError
-    from trimtab.train.fit import Interrupted
+    from trimtab.training.fit import Interrupted
 
     try:
-        importlib.import_module(COMMANDS[command][0]).run(args)
+        command(args)
+        sys.stdout.flush()
         return 0
     except Interrupted as stop:
         return _fail(str(stop), stop.status)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output went away (`trimtab list envs | head`)
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except TrimtabError as error:
         if debug:

@@ -21,9 +21,13 @@ class Flags:
 
 def run(args: list[str]) -> None:
     """Writes one self-contained page over all runs."""
-    from trimtab.run.report import write_report
+    from trimtab.run.report import ReportError, write_report
 
     flags = parse(Flags, args, "trimtab report")
     if not flags.runs:
         raise UsageError("name at least one run folder: trimtab report runs/Hopper-v5/sac")
-    print(f"report  {write_report(flags.runs, flags.out)}")
+    try:
+        page = write_report(flags.runs, flags.out)
+    except ReportError as error:
+        raise UsageError(str(error)) from error
+    print(f"report  {page}")

@@ -25,7 +25,7 @@ class Buffer(eqx.Module):
 
     @classmethod
     def create(cls, template: Any, capacity: int) -> "Buffer":
-        """An empty buffer for rows shaped like `template` (one row, no batch axis). Raises `UsageError` if capacity < 1."""
+        """An empty buffer for rows shaped like `template` (no batch axis). Raises `UsageError` if capacity < 1."""
         if capacity < 1:
             raise UsageError(f"buffer_size must be at least 1, got {capacity}")
         rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), template)
@@ -54,7 +54,7 @@ class Buffer(eqx.Module):
         return jax.tree.map(lambda r: r[slots], self.rows)
 
     def trimmed(self) -> "Buffer":
-        """The buffer without its unused rows: what a checkpoint stores. Host side only, as its shape depends on `size`."""
+        """The buffer without its unused rows, for a checkpoint. Host side only: its shape depends on `size`."""
         size = int(self.size)
         return Buffer(jax.tree.map(lambda r: r[:size], self.rows), self.head, self.size)
 

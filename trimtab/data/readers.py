@@ -1,5 +1,6 @@
 """Readers of data sets on disk, all into the same `Transition` arrays."""
 
+import zipfile
 from pathlib import Path
 
 import jax
@@ -11,6 +12,8 @@ from trimtab.core import Spec, UsageError
 
 _NEEDED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("next_observations", "timeouts", "truncations")
+_RANKS = {"observations": 2, "actions": 2, "next_observations": 2}
+"""Axes of an array; those not named have one."""
 
 
 def read_dataset(path: str | Path) -> tuple[Transition, Spec]:
@@ -27,18 +30,22 @@ def read_dataset(path: str | Path) -> tuple[Transition, Spec]:
     missing = [name for name in _NEEDED if name not in arrays]
     if missing:
         raise UsageError(f"{path} lacks the array {missing[0]!r}: it needs {', '.join(_NEEDED)}")
-    n = len(arrays["observations"])
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise UsageError(f"{path}: {name} holds {array.dtype}, not numbers")
+        rank = _RANKS.get(name, 1)
+        if array.ndim != rank or 0 in array.shape[1:]:
+            raise UsageError(
+                f"{path}: {name} has shape {array.shape}, expected {rank} {'axis' if rank == 1 else 'axes'}"
+            )
+    n = len(arrays["observations"])
+    for name, array in arrays.items():
         if len(array) != n:
             raise UsageError(f"{path}: {name} has {len(array)} rows, observations has {n}")
-        wrong = np.argwhere(~np.isfinite(array))
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is what we look for
+            wrong = np.argwhere(~np.isfinite(array.astype(np.float32)))
         if len(wrong):
             raise UsageError(f"{path}: {name}{wrong[0].tolist()} is {array[tuple(wrong[0])]}: remove or mend that row")
-    for name, rank in {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1}.items():
-        if arrays[name].ndim != rank:
-            raise UsageError(f"{path}: {name} has shape {arrays[name].shape}, expected {rank} axes")
     if n == 0:
         raise UsageError(f"{path} holds no transitions")
     outside = np.argwhere(np.abs(arrays["actions"]) > 1.0 + 1e-6)
@@ -54,9 +61,12 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
             return {name: np.load(path / f"{name}.npy") for name in known if (path / f"{name}.npy").exists()}
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise UsageError(f"{path} is a single array: give the folder it is in, or an .npz file")
             return {name: file[name] for name in known if name in file.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read the data set {path}: {error}") from error
 
 
@@ -73,6 +83,8 @@ def _transitions(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Transition,
         next_obs = np.concatenate([obs[1:], obs[-1:]])
         keep = terminals | ~cut.astype(bool)
         keep[-1] = terminals[-1]
+        if not keep.any():
+            raise UsageError(f"{path} holds no transitions whose next observation is known: give next_observations")
     data = Transition(
         obs=jnp.asarray(obs[keep]),
         action=jnp.asarray(np.clip(arrays["actions"], -1.0, 1.0).astype(np.float32)[keep]),

@@ -96,9 +96,7 @@ class ReplaySource(AbstractSource):
     batch_size: int = eqx.field(static=True)
 
     @classmethod
-    def create(
-        cls, spec: Spec, capacity: int, batch_size: int, dataset: Transition | None = None
-    ) -> "ReplaySource":
+    def create(cls, spec: Spec, capacity: int, batch_size: int, dataset: Transition | None = None) -> "ReplaySource":
         """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start."""
         return cls(_transition(spec), dataset, capacity, batch_size)
 

@@ -1,4 +1,5 @@
-"""First aid for any agent: gradient norms, Q statistics, dead units. Each probe is a pure function of agent and batches.
+"""First aid for any agent: gradient norms, Q statistics, dead units. Each probe is a pure function of agent and
+batches.
 
 | metric | formula |
 |---|---|
@@ -86,7 +87,9 @@ def _dead(activations: Array) -> Array:
 def _nets(agent: AbstractAgent, kind: type) -> list[tuple[str, Any]]:
     """Every network of a kind in the agent, with the name of the field that holds it."""
     leaves = jax.tree_util.tree_leaves_with_path(agent, is_leaf=lambda x: isinstance(x, kind))
-    found = [(jax.tree_util.keystr(path, simple=True, separator="."), net) for path, net in leaves if isinstance(net, kind)]
+    found = [
+        (jax.tree_util.keystr(path, simple=True, separator="."), net) for path, net in leaves if isinstance(net, kind)
+    ]
     return [(path, net) for path, net in found if not path.startswith("opt")]
 
 
@@ -129,5 +132,9 @@ def verdicts(found: dict[str, float], gamma: float) -> list[dict[str, str]]:
         else:
             say("q/max", "ok", text)
         if found["q/disagreement"] > 0.5:
-            say("q/disagreement", "warn", f"critics disagree: {found['q/disagreement']:.2f} of the spread of Q over states")
+            say(
+                "q/disagreement",
+                "warn",
+                f"critics disagree: {found['q/disagreement']:.2f} of the spread of Q over states",
+            )
     return lines

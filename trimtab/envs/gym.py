@@ -35,7 +35,9 @@ def spec_of(env: gymnasium.Env) -> Spec:
     if isinstance(space, spaces.Box):
         low, high = space.low.reshape(-1), space.high.reshape(-1)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise UsageError("the action space has infinite bounds: wrap it in gymnasium.wrappers.ClipAction or RescaleAction")
+            raise UsageError(
+                "the action space has infinite bounds: wrap it in gymnasium.wrappers.ClipAction or RescaleAction"
+            )
         return Spec(obs, low.size, False, tuple(map(float, low)), tuple(map(float, high)))
     raise UsageError(f"the action space {type(space).__name__} is not supported: use Box or Discrete")
 
@@ -45,7 +47,9 @@ def _obs_spec(space: spaces.Space, name: str) -> Any:
         return {key: _obs_spec(inner, f"{name}[{key!r}]") for key, inner in space.spaces.items()}
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) >= 2:
-            raise UsageError(f"the {name} is an image of shape {space.shape}, which is not supported: use a vector observation")
+            raise UsageError(
+                f"the {name} is an image of shape {space.shape}, which is not supported: use a vector observation"
+            )
         return jax.ShapeDtypeStruct((int(np.prod(space.shape)),), jnp.float32)
     raise UsageError(
         f"the {name} space {type(space).__name__} is not supported: use Box or Dict of Box "
@@ -78,14 +82,16 @@ class ActionScale:
     def __init__(self, spec: Spec, shape: tuple[int, ...] | None) -> None:
         self.discrete = spec.discrete
         self.low = np.asarray(spec.action_low, np.float32)
-        self.span = np.asarray(spec.action_high, np.float32) - self.low
+        self.high = np.asarray(spec.action_high, np.float32)
         self.shape = shape
 
-    def __call__(self, action: np.ndarray) -> Any:
+    def __call__(self, action: np.ndarray | np.integer) -> Any:
         """One action in the environment's units."""
         if self.discrete:
             return int(action)
-        scaled = self.low + (np.asarray(action, np.float32) + np.float32(1.0)) * np.float32(0.5) * self.span
+        a, one = np.asarray(action, np.float32), np.float32(1.0)
+        # Weighing both bounds is exact at either end; low + (a + 1) / 2 * span can end up beyond the upper one.
+        scaled = np.float32(0.5) * ((one - a) * self.low + (one + a) * self.high)
         return scaled if self.shape is None or len(self.shape) == 1 else scaled.reshape(self.shape)
 
 
@@ -105,13 +111,14 @@ class Collector:
         self._obs = [self._reset(i, seed + i) for i in range(n)]
         self.obs = _stack(self._obs)
 
-    def _reset(self, i: int, seed: int | None = None) -> Any:
+    def _reset(self, i: int, seed: int | None = None, timestep: int = 0) -> Any:
         try:
             obs = to_vector(self.envs[i].reset(seed=seed)[0])
         except Exception as error:  # a third party's code: any exception ends the run with its reason
-            raise RunError(f"the environment raised on reset: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RunError(f"the environment raised on reset at step {timestep}: {reason}") from error
         if not _finite(obs):
-            raise RunError("the environment gave a non-finite observation on reset")
+            raise RunError(f"the environment gave a non-finite observation on reset at step {timestep}")
         return obs
 
     def step(self, actions: np.ndarray, timestep: int) -> Transition:
@@ -124,23 +131,24 @@ class Collector:
         final: list[Any] = [None] * len(self.envs)
         for i, env in enumerate(self.envs):
             try:
-                obs, reward, terminated, truncated, info = env.step(self.scale(actions[i]))
+                obs, raw_reward, terminated, truncated, info = env.step(self.scale(actions[i]))
             except Exception as error:  # a third party's code: any exception ends the run with its reason
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise RunError(f"the environment raised at step {timestep}: {reason}") from error
             final[i] = obs = to_vector(obs)
+            reward = float(raw_reward)
             if not (np.isfinite(reward) and _finite(obs)):
                 what = "observation" if np.isfinite(reward) else "reward"
                 raise RunError(f"the environment gave a non-finite {what} at step {timestep}: mend it, then resume")
             rewards[i] = reward
             discounts[i] = 0.0 if terminated else 1.0
-            self.episode_return[i] += float(reward)
+            self.episode_return[i] += reward
             self.episode_length[i] += 1
             if terminated or truncated:
                 success = float(info.get("is_success", info.get("success", np.nan)))
                 self.recent.append((self.episode_return[i], int(self.episode_length[i]), success))
                 self.episode_return[i], self.episode_length[i] = 0.0, 0
-                obs = self._reset(i)
+                obs = self._reset(i, timestep=timestep)
             self._obs[i] = obs
         rows = Transition(self.obs, np.asarray(actions), rewards, discounts, _stack(final))
         self.obs = _stack(self._obs)
@@ -256,7 +264,7 @@ def _physics(model: Any, data: Any) -> dict[str, np.ndarray]:
     """
     import mujoco
 
-    fresh, arrays = mujoco.MjData(model), {}
+    fresh, arrays = mujoco.MjData(model), {}  # pyright: ignore[reportAttributeAccessIssue]
     for name in dir(fresh):
         # Arrays of contacts and islands are empty in fresh data; they are rebuilt by each step and never read before.
         template = None if name.startswith("_") else getattr(fresh, name)

@@ -51,7 +51,7 @@ def find(env: str | Callable[..., Any] | AbstractEnv) -> World:
 
 def _own(name: str, env: Any) -> World:
     if not isinstance(env, AbstractEnv):
-        raise UsageError(f"the world {name!r} was registered with a maker that returns {type(env).__name__}, no AbstractEnv")
+        raise UsageError(f"the world {name!r} was registered with a maker of {type(env).__name__}, no AbstractEnv")
     return World(name, name, env.spec, env, None)
 
 
@@ -60,10 +60,14 @@ def _from_id(name: str) -> World:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
         near = difflib.get_close_matches(name, [*gymnasium.registry, *worlds()], n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "see `trimtab list envs`; register your own with --import my_package"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else "see `trimtab list envs`; register your own with --import my_package"
+        )
         raise UsageError(f"unknown environment {name!r}: {hint}") from error
     make = lambda render_mode=None: gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
-    return _from_make(make, name, name)
+    return _from_make(make, name, name, _make_one(make, name))
 
 
 def _import_factory(path: str) -> Callable[..., Any]:
@@ -80,7 +84,7 @@ def _import_factory(path: str) -> Callable[..., Any]:
 
 
 def _from_factory(factory: Callable[..., Any], name: str | None) -> World:
-    def make(render_mode: str | None = None) -> gymnasium.Env:
+    def make(render_mode: str | None = None) -> Any:
         if render_mode is None:
             return factory()
         try:
@@ -89,18 +93,20 @@ def _from_factory(factory: Callable[..., Any], name: str | None) -> World:
             raise UsageError(f"the factory {label} takes no render_mode, which a video needs") from error
 
     label = getattr(factory, "__name__", type(factory).__name__)
-    first = factory()
+    first = _make_one(make, label)
     if isinstance(first, AbstractEnv):
         return World(name, label, first.spec, first, None)
     return _from_make(make, name, label, first)
 
 
-def _from_make(make: Callable[..., Any], name: str | None, label: str, first: Any = None) -> World:
-    if first is None:
-        try:
-            first = make()
-        except Exception as error:  # whatever a third party's constructor raises, the user gets its reason in one line
-            raise UsageError(f"cannot make the environment {label!r}: {_one_line(error)}") from error
+def _make_one(make: Callable[..., Any], label: str) -> Any:
+    try:
+        return make()
+    except Exception as error:  # whatever a third party's constructor raises, the user gets its reason in one line
+        raise UsageError(f"cannot make the environment {label!r}: {_one_line(error)}") from error
+
+
+def _from_make(make: Callable[..., Any], name: str | None, label: str, first: Any) -> World:
     if not isinstance(first, gymnasium.Env):
         raise UsageError(f"the factory {label!r} returned {type(first).__name__}, not a gymnasium.Env")
     try:

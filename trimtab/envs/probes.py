@@ -9,7 +9,7 @@ With discount gamma, for the best policy:
 | Delayed | two steps, obs 0 then 1, reward 1 at the end | V(0) = gamma, V(1) = 1 |
 | ActionDependent | one step, reward 1 - (a - 1/2)^2 | 1, at a = 1/2 |
 | Both | one step, obs x in {-1, 1}, reward 1 - (a - x/2)^2 | 1, at a = x/2 |
-| Cut | reward 1 each step; obs 1: terminates after one step; obs 0: cut by the time limit after one step | V(1) = 1, V(0) = 1 / (1 - gamma) |
+| Cut | one step, reward 1; obs 1: terminates; obs 0: cut by the time limit | V(1) = 1, V(0) = 1 / (1 - gamma) |
 
 All have one observation and one action dimension.
 """

@@ -1,7 +1,7 @@
 """Affine layers and layer normalisation, for one network or for an ensemble of them.
 
-Our own rather than Equinox's: these take any number of leading batch axes without `vmap`, and an ensemble is one batched
-matrix product instead of one product a member.
+Our own rather than Equinox's: these take any number of leading batch axes without `vmap`, and an ensemble is one
+batched matrix product instead of one product a member.
 """
 
 import equinox as eqx
@@ -32,10 +32,8 @@ class Linear(eqx.Module):
         if self.weight.ndim == 2:
             y = jnp.dot(x, self.weight)
             return y + jnp.broadcast_to(self.bias, y.shape)
-        if x.ndim == 2:  # every member sees the same input
-            y = jnp.einsum("bi,eio->ebo", x, self.weight)
-        else:
-            y = jnp.einsum("ebi,eio->ebo", x, self.weight)
+        shared = x.ndim == 2  # every member sees the same input
+        y = jnp.einsum("bi,eio->ebo" if shared else "ebi,eio->ebo", x, self.weight)
         return y + jnp.broadcast_to(self.bias[:, None, :], y.shape)
 
 

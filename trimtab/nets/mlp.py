@@ -52,8 +52,10 @@ class MLP(eqx.Module):
     ) -> "MLP":
         """`norm` is None or "layer" (before each activation); `out_scale` shrinks the last layer's initial weights.
 
-        Raises `UsageError` for an unknown activation or norm.
+        Raises `UsageError` for an unknown activation or norm, or a width below 1.
         """
+        if min(hidden, default=1) < 1:
+            raise UsageError(f"hidden widths must be at least 1, got {' '.join(map(str, hidden))}")
         if activation not in ACTIVATIONS:
             raise UsageError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         if norm not in (None, "layer"):

@@ -33,7 +33,7 @@ class Uniform(AbstractPolicy):
 
 
 class Noisy(AbstractPolicy):
-    """`clip(inner(s) + sigma n, -1, 1)`, n standard normal: the exploration of DDPG and TD3. `sigma` in action units."""
+    """`clip(inner(s) + sigma n, -1, 1)`, n standard normal: how DDPG and TD3 explore."""
 
     inner: AbstractPolicy
     sigma: Float[Array, ""]

@@ -1,5 +1,6 @@
 """The run folder: what is written where, who may write, and what survives an interruption."""
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -20,8 +21,8 @@ VERSIONED = ("trimtab", "jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium
 class Run:
     """One run's folder, held by one process at a time.
 
-    `config.json` rebuilds the run, `metrics.csv` (step,name,value) and `eval.csv` (step,episode,return,length,success) can
-    be read while it trains, `checkpoints/` holds what `resume` needs, `best/` and `final/` what `load` reads.
+    `config.json` rebuilds the run, `metrics.csv` (step,name,value) and `eval.csv` (step,episode,return,length,success)
+    can be read while it trains, `checkpoints/` holds what `resume` needs, `best/` and `final/` what `load` reads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,9 +111,9 @@ class Run:
         """Closes the files and gives the folder free."""
         for sink in self._sinks:
             sink.close()
-        self._metrics.close()
-        self._eval.close()
-        self._lock.close()
+        for file in (self._metrics, self._eval, self._lock):
+            with contextlib.suppress(OSError):  # a full disk: what could not be written has been reported
+                file.close()
 
     @property
     def done(self) -> bool:
@@ -150,9 +151,12 @@ def read_config(path: Path) -> dict[str, Any]:
         what = "does not exist" if not path.exists() else "is not a run folder (it has no config.json)"
         raise UsageError(f"{path} {what}: name a folder such as runs/Hopper-v5/sac/20260101-120000_s0")
     try:
-        return json.loads(file.read_text())
+        record = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is not readable JSON ({error}): restore it or start a new run") from error
+    if not isinstance(record, dict) or "format" not in record:
+        raise UsageError(f"{file} is not the config of a run: restore it or start a new run")
+    return record
 
 
 def write_json(path: Path, value: Any) -> None:

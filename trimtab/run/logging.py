@@ -34,7 +34,7 @@ class WandB:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UsageError("--log wandb needs Weights & Biases: pip install 'trimtab[wandb]'") from error
         self._run = wandb.init(project="trimtab", dir=str(path), name=path.name, config=config, resume="allow")
@@ -53,7 +53,7 @@ class MLflow:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         try:
-            import mlflow
+            import mlflow  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UsageError("--log mlflow needs MLflow: pip install 'trimtab[mlflow]'") from error
         self._mlflow = mlflow

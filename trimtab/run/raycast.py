@@ -7,6 +7,7 @@ not draw textures, tendons, skins, flexes, reflections or the model's own lights
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -49,10 +50,11 @@ class Raycaster:
         camera_config: dict | None = None,
         camera_id: int = -1,
     ):
-        import mujoco
+        import mujoco as library
 
         if width < 2 or height < 2:
             raise ValueError(f"a frame needs at least 2x2 pixels, not {width}x{height}")
+        mujoco: Any = library  # its type stubs lack the visualiser
         self._mujoco, self._model, self._data = mujoco, model, data
         self._width, self._height, self._camera_id = width, height, camera_id
         self._scene = mujoco.MjvScene(model, model.ngeom + model.nsite + 100)

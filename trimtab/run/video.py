@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class VideoError(RuntimeError):
     """No frames can be had from this environment; the message names the fix."""
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """What is filmed: observation in, action out, both numpy and in the environment's own units."""
 
@@ -47,15 +48,15 @@ def record(
     *,
     episodes: int = 1,
     seed: int = 0,
-    fps: float | None = None,
+    fps: int | float | None = None,
     max_frames: int = 2000,
 ) -> Path:
     """Films deterministic episodes and returns the path of the mp4.
 
-    `make_env("rgb_array")` gives a Gymnasium environment; episode i is reset with `seed + i`. The video plays in real time by
-    the environment's `render_fps`, with at most `fps` (30) frames a second: of a faster environment only each k-th step is
-    drawn, and the last of an episode. It ends after `max_frames`, if need be within an episode. The file appears only when
-    it is complete. VideoError where the environment draws nothing or a package for it is missing.
+    `make_env("rgb_array")` gives a Gymnasium environment; episode i is reset with `seed + i`. The video plays in real
+    time by the environment's `render_fps`, with at most `fps` (30) frames a second: of a faster environment only each
+    k-th step is drawn, and the last of an episode. It ends after `max_frames`, if need be within an episode. The file
+    appears only when it is complete. VideoError where the environment draws nothing or a package for it is missing.
     """
     path = Path(path)
     if path.suffix != ".mp4":
@@ -156,7 +157,7 @@ def _drawer(env: Any) -> Callable[[], np.ndarray]:
     name = choose_gl()
     if gl_works(name):
         track = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
-        if camera == -1 and track != -1:
+        if renderer is not None and camera == -1 and track != -1:
             renderer.camera_id = track  # Gymnasium 1.4 draws a fixed view, out of which a runner runs
         try:
             env.render()
@@ -208,7 +209,7 @@ class _Writer:
                 pixelformat="yuv420p",
                 macro_block_size=2,
                 quality=None,
-                output_params=["-crf", "23", "-preset", "veryfast", "-movflags", "+faststart"],
+                output_params=["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"],
                 ffmpeg_log_level="error",
             )
         self._file.append_data(image)

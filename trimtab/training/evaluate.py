@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from trimtab.core import AbstractEnv, AbstractPolicy, RunError, Spec
 from trimtab.envs.gym import ActionScale, to_vector
 from trimtab.envs.wrappers import TimeLimit
-from trimtab.train.compile import act
+from trimtab.training.compile import act
 
 Episode = dict[str, float]
 """return, length, success (NaN if the environment reports none)."""
@@ -97,7 +97,7 @@ class WorldEvaluator:
 
 
 @eqx.filter_jit
-def _world_episodes(env: TimeLimit, policy: AbstractPolicy, keys: PRNGKeyArray) -> tuple[Array, Array]:
+def _world_episodes(env: TimeLimit, policy: AbstractPolicy, keys: Key[Array, " n"]) -> tuple[Array, Array]:
     def episode(key: PRNGKeyArray) -> tuple[Array, Array]:
         k_reset, k_run = jr.split(key)
         state, obs = env.reset(k_reset)

@@ -1,10 +1,10 @@
 """The only place where training is compiled: `jit`, the scan over updates, `vmap` over seeds, and donation."""
 
 import os
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,7 +14,7 @@ from trimtab.core import AbstractAgent, AbstractPolicy, UsageError
 from trimtab.data.sources import AbstractSource
 
 Totals = dict[str, tuple[Array, Array]]
-"""Metric name -> (sum, count) over the updates since the last log line; a metric that was NaN in an update is not counted."""
+"""Metric name -> (sum, count) over the updates since the last log line; updates in which it was NaN do not count."""
 
 
 def no_totals(source: AbstractSource, agent: AbstractAgent, state: Any, seeds: int | None) -> Totals:
@@ -82,11 +82,10 @@ def chunk_seeds(
 
 def seed_axes(agent: AbstractAgent) -> Any:
     """The `vmap` axes of an agent with seeds: 0 for every leaf, none for `step`."""
-    return replace(jax.tree.map(lambda _: 0, agent), step=None)
+    return eqx.tree_at(lambda axes: axes.step, jax.tree.map(lambda _: 0, agent), None)
 
 
-@partial(jax.jit, donate_argnames=("state",))
-def prefill(source: AbstractSource, policy: AbstractPolicy, state: Any, run_key: PRNGKeyArray, steps: Array) -> Any:
+def _prefill(source: AbstractSource, policy: AbstractPolicy, state: Any, run_key: PRNGKeyArray, steps: Array) -> Any:
     """`steps` rounds of acting with `policy` in an own world, without updates."""
 
     def body(i: Array, state: Any) -> Any:
@@ -95,10 +94,14 @@ def prefill(source: AbstractSource, policy: AbstractPolicy, state: Any, run_key:
     return jax.lax.fori_loop(0, steps, body, state)
 
 
+prefill = partial(jax.jit, donate_argnames=("state",))(_prefill)
+"""`_prefill` compiled; the source state is donated."""
+
+
 @partial(jax.jit, donate_argnames=("state",))
 def prefill_seeds(source: AbstractSource, policy: AbstractPolicy, state: Any, run_key: Any, steps: Array) -> Any:
     """`prefill` over a leading seed axis of state and key."""
-    body = lambda state, key: prefill.__wrapped__(source, policy, state, key, steps)
+    body = lambda state, key: _prefill(source, policy, state, key, steps)
     return jax.vmap(body)(state, run_key)
 
 
@@ -106,6 +109,12 @@ def prefill_seeds(source: AbstractSource, policy: AbstractPolicy, state: Any, ru
 def act(policy: AbstractPolicy, obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
     """The action at a time step; its randomness is a function of (run_key, timestep) alone."""
     return policy(obs, jr.fold_in(run_key, timestep))
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether no number of a PyTree is NaN or infinite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def configure(device: str = "auto") -> None:
@@ -116,7 +125,7 @@ def configure(device: str = "auto") -> None:
     """
     if device not in ("auto", "cpu", "gpu"):
         raise UsageError(f"unknown device {device!r}: choose auto, cpu or gpu")
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         root = os.environ.get("TRIMTAB_CACHE") or os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "trimtab"
         )

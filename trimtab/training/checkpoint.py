@@ -75,7 +75,7 @@ def _crc(path: Path) -> int:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: an unreadable index, or a file that is missing, cut short or changed."""
+    """What is wrong with a checkpoint (unreadable index; a file missing, cut short or changed), or None."""
     try:
         files = json.loads((folder / "layout.json").read_text())["files"]
     except (OSError, ValueError, KeyError):
@@ -116,7 +116,7 @@ def load_tree(folder: Path, name: str, skeleton: Any) -> Any:
 
 
 def saved_shapes(folder: Path, name: str, skeleton: Any) -> Any:
-    """`skeleton` with the shapes that the checkpoint holds, where only their first axis differs (unused buffer rows)."""
+    """`skeleton` with the shapes that the checkpoint holds, where only their first axis differs (buffer rows)."""
     saved = json.loads((folder / "layout.json").read_text())["layout"][name]
 
     def shape(path: Any, leaf: Any) -> Any:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from trimtab.train.onnx_graph import OPSET, ExportError, Graph, build, element_type, straighten, trace_batched
+from trimtab.training.onnx_graph import OPSET, ExportError, Graph, build, element_type, straighten, trace_batched
 
 __all__ = ["ExportError", "check_parity", "export_onnx", "export_stablehlo", "load_stablehlo"]
 

@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.core import AbstractAgent, Spec, UsageError
-from trimtab.train.compile import act
+from trimtab.training.compile import act
 
 
 class Policy:
@@ -24,9 +24,9 @@ class Policy:
     ) -> tuple[np.ndarray, Any]:
         """The action for one observation or a batch of them (leading axis), and `state` unchanged.
 
-        `obs` is an array, or a dict of arrays for a Dict space. Actions are in the environment's units: float32 of shape
-        (act,) or (batch, act), or integer indices. `deterministic=False` draws from the policy that collected the data,
-        anew at each call. Raises `UsageError` if the shape of `obs` does not fit.
+        `obs` is an array, or a dict of arrays for a Dict space. Actions are in the environment's units: float32 of
+        shape (act,) or (batch, act), or integer indices. `deterministic=False` draws from the policy that collected the
+        data, anew at each call. Raises `UsageError` if the shape of `obs` does not fit.
         """
         del episode_start  # no policy so far has a memory
         vectors, batched = self._vectors(obs)
@@ -37,20 +37,32 @@ class Policy:
         return (action if batched else action[0]), state
 
     def _vectors(self, obs: Any) -> tuple[Any, bool]:
+        """`obs` as float32 rows, and whether it was a batch."""
+        wanted = self.spec.obs
+        if isinstance(wanted, dict):
+            given = jax.tree.structure(obs, is_leaf=lambda x: isinstance(x, list | tuple))
+            if given != jax.tree.structure(wanted):
+                raise UsageError(f"obs must be a dict with the keys {', '.join(wanted)}")
+        elif isinstance(obs, dict):
+            raise UsageError(f"obs must be an array of shape ({wanted.size},) or (batch, {wanted.size}), not a dict")
         batched: list[bool] = []
 
         def convert(wanted: Any, given: Any) -> np.ndarray:
-            array = np.asarray(given, np.float32)
+            try:
+                array = np.asarray(given, np.float32)
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"obs must be numbers: {error}") from error
             single = array.size == wanted.size and not (array.ndim > 1 and array.shape[0] == 1)
             if not single and (array.ndim < 2 or array.size != array.shape[0] * wanted.size):
                 raise UsageError(f"obs has shape {array.shape}, expected ({wanted.size},) or (batch, {wanted.size})")
             batched.append(not single)
             return array.reshape(-1, wanted.size)
 
-        given = jax.tree.structure(obs, is_leaf=lambda x: isinstance(x, list | tuple))
-        if isinstance(self.spec.obs, dict) and given != jax.tree.structure(self.spec.obs):
-            raise UsageError(f"obs must be a dict with the keys {', '.join(self.spec.obs)}")
-        return jax.tree.map(convert, self.spec.obs, obs), batched[0]
+        vectors = jax.tree.map(convert, wanted, obs)
+        rows = {(len(leaf), batch) for leaf, batch in zip(jax.tree.leaves(vectors), batched, strict=True)}
+        if len(rows) > 1:
+            raise UsageError("the parts of obs must all be single, or batches of the same length")
+        return vectors, batched[0]
 
     def function(self) -> Callable[[Any], Any]:
         """The deterministic policy as a pure JAX function: obs (..., obs) -> action in the environment's units."""
@@ -63,4 +75,5 @@ def to_units(action: Any, spec: Spec) -> Any:
     if spec.discrete:
         return action
     low, high = jnp.asarray(spec.action_low, jnp.float32), jnp.asarray(spec.action_high, jnp.float32)
-    return jnp.broadcast_to(low, action.shape) + (action + 1.0) * 0.5 * jnp.broadcast_to(high - low, action.shape)
+    low, high = jnp.broadcast_to(low, action.shape), jnp.broadcast_to(high, action.shape)
+    return 0.5 * ((1.0 - action) * low + (1.0 + action) * high)

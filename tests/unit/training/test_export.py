@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from trimtab.train import export
-from trimtab.train.export import ExportError, check_parity, export_onnx, export_stablehlo, load_stablehlo
+from trimtab.training import export
+from trimtab.training.export import ExportError, check_parity, export_onnx, export_stablehlo, load_stablehlo
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -18,8 +18,8 @@ from trimtab.envs.gym import Collector
 from trimtab.policies.compose import Uniform
 from trimtab.run.folder import Run
 from trimtab.run.logging import Progress
-from trimtab.train import checkpoint
-from trimtab.train.compile import act, chunk, chunk_seeds, no_totals, prefill, prefill_seeds
+from trimtab.training import checkpoint
+from trimtab.training.compile import Totals, act, all_finite, chunk, chunk_seeds, no_totals, prefill, prefill_seeds
 
 Evaluate = Callable[[AbstractPolicy, int], list[dict[str, float]]]
 """(policy, episodes) -> one dict an episode with return, length, success."""
@@ -64,6 +64,8 @@ class Training:
     pending: Transition | None = None
     """host rows not yet received by the source."""
     best: list[float] = field(default_factory=list)
+    totals: Totals | None = None
+    """sums of the updates' metrics since the last log line; None: no update in this phase yet."""
     seeds: int | None = None
 
 
@@ -142,7 +144,7 @@ def fit(
 
 
 class _Loop:
-    """The state of one call of `fit` that is not worth a checkpoint: timers, keys, sums since the last log line."""
+    """The state of one call of `fit` that is not worth a checkpoint: timers and keys."""
 
     def __init__(
         self,
@@ -162,7 +164,8 @@ class _Loop:
         self.evaluate, self.probes = evaluate, {name: jax.jit(probe) for name, probe in probes.items()}
         self.chunk = chunk if training.seeds is None else chunk_seeds
         self.act_key = self._stream(ACT_STREAM)
-        self.totals = no_totals(source, training.agent, training.state, training.seeds)
+        if training.totals is None:
+            training.totals = no_totals(source, training.agent, training.state, training.seeds)
         self.logged_at, self.logged_time = (training.step, int(training.agent.step)), time.perf_counter()
 
     def _stream(self, number: int) -> Any:
@@ -198,7 +201,8 @@ class _Loop:
         t = self.t
         policy = Uniform.create(collector.spec) if t.step < self.random_until else t.agent.explorer
         action = np.asarray(act(policy, collector.obs, self.act_key, np.int32(t.step)))
-        # The update runs on the device while the environments step on the host: the rows of this step wait for the next.
+        # The update runs on the device while the environments step on the host: the rows of this step wait for the
+        # next.
         self._receive()
         t.pending = collector.step(action, t.step)
         t.step += len(collector.envs)
@@ -208,8 +212,8 @@ class _Loop:
         if t.pending is None:
             return
         due = int(max(0, t.step - self.random_until) * self.schedule.updates_per_step) - t.updates
-        t.agent, t.state, self.totals = self.chunk(
-            self.source, t.agent, t.state, self.totals, self.run_key, t.pending, np.int32(due)
+        t.agent, t.state, t.totals = self.chunk(
+            self.source, t.agent, t.state, t.totals, self.run_key, t.pending, np.int32(due)
         )
         t.updates, t.pending = t.updates + due, None
 
@@ -219,8 +223,8 @@ class _Loop:
         events = (s.log_every, s.eval_every, s.checkpoint_every)
         until = min([s.steps] + [(t.step // every + 1) * every for every in events if every])
         updates = -(-(until - t.step) // per_update)
-        t.agent, t.state, self.totals = self.chunk(
-            self.source, t.agent, t.state, self.totals, self.run_key, None, np.int32(updates)
+        t.agent, t.state, t.totals = self.chunk(
+            self.source, t.agent, t.state, t.totals, self.run_key, None, np.int32(updates)
         )
         t.step += updates * per_update
 
@@ -237,8 +241,8 @@ class _Loop:
 
     def _log(self) -> None:
         t = self.t
-        totals, updates = jax.device_get((self.totals, t.agent.step))  # the one transfer of a log line
-        self.totals = jax.tree.map(jnp.zeros_like, self.totals)
+        totals, updates = jax.device_get((t.totals, t.agent.step))  # the one transfer of a log line
+        t.totals = jax.tree.map(jnp.zeros_like, t.totals)
         now, updates = time.perf_counter(), int(updates)
         elapsed, new = max(now - self.logged_time, 1e-9), updates - self.logged_at[1]
         rate = new / elapsed
@@ -261,13 +265,16 @@ class _Loop:
         broken = [name for name, value in means.items() if name.endswith("_loss") and not np.isfinite(value)]
         if not broken:
             return
-        text = (
-            f"training diverged: {broken[0]} is not finite before step {self.t.step:,}; lower the learning rate or try "
-            f"--agent.critic-norm layer (the last good checkpoint is in {run.path / 'checkpoints'})"
-        )
+        text = self._diverged(run, broken[0])
         if self.t.seeds is None:
             raise Diverged(text)
         self.progress.say(text)
+
+    def _diverged(self, run: Run, what: str) -> str:
+        return (
+            f"training diverged: {what} is not finite before step {self.t.step:,}; lower the learning rate or try "
+            f"--agent.critic-norm layer (the last good checkpoint is in {run.path / 'checkpoints'})"
+        )
 
     def _rollout(self, i: int) -> dict[str, float]:
         if self.collector is not None:
@@ -321,8 +328,9 @@ class _Loop:
         return take_seed(self.t.agent, i)
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint a run and removes the oldest."""
-        t = self.t
+        """Writes a checkpoint a run and removes the oldest. Raises `Diverged` rather than keep a broken agent."""
+        if self.t.seeds is None and not all_finite(self.t.agent):
+            raise Diverged(self._diverged(self.runs[0], "a parameter"))
         arrays: dict[str, np.ndarray] = {}
         if self.collector is not None:
             arrays = {f"collector/{name}": value for name, value in self.collector.state().items()}
@@ -332,7 +340,9 @@ class _Loop:
         t = self.t
         if t.pending is not None:
             arrays |= {f"pending/{j}": np.asarray(leaf) for j, leaf in enumerate(jax.tree.leaves(t.pending))}
+        totals = {f"totals/{name}": np.stack(pair) for name, pair in jax.device_get(t.totals or {}).items()}
         for i, run in enumerate(self.runs):
+            arrays |= totals if t.seeds is None else {name: pair[:, i] for name, pair in totals.items()}
             state = t.state if t.seeds is None else jax.tree.map(lambda x, i=i: x[i], t.state)
             trees = {"agent": self._agent(i), "source": self.source.stored(state)}
             best = t.best[i] if t.best else None

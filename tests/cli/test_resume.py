@@ -1,0 +1,364 @@
+"""Exact resume: a run that was killed, interrupted or damaged ends as if nothing had happened."""
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import ONLINE, TINY, answer, assert_same_run, contents, metrics_of, spawn, wait_for
+from trimtab import api
+from trimtab.cli.main import main
+from trimtab.training import checkpoint
+from trimtab.training.fit import _Loop
+
+# What to train for how many steps, and the run folder below --out without its last part. No frequency divides another,
+# so that checkpoints lie between log lines.
+CASES = {
+    "offline": (
+        f"iql {TINY} --log-freq 100 --checkpoint-freq 70 --offline-steps",
+        3000,
+        "random/iql",
+    ),
+    "world": (
+        f"sac --env probe/Delayed {ONLINE} --num-envs 2 --log-freq 100 --eval-freq 500 --checkpoint-freq 70 --steps",
+        3000,
+        "probe/Delayed/sac",
+    ),
+    "mujoco": (
+        f"td3 --env Hopper-v5 {ONLINE} --num-envs 2 --log-freq 100 --eval-freq 600 --checkpoint-freq 70 --steps",
+        1200,
+        "Hopper-v5/td3",
+    ),
+}
+
+Whole = Callable[[str], Path]
+
+
+def arguments(case: str, out: Path, dataset: Path, steps: int | None = None) -> tuple[list[str], Path]:
+    """The command, which lacks a --name, and the folder that holds its runs."""
+    args, usual, folder = CASES[case]
+    data = ["--dataset", str(dataset)] if case == "offline" else []
+    return ["train", *args.split(), str(steps or usual), *data, "--out", str(out)], out / folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, dataset) -> Whole:
+    """`whole(case)`: the run of a case which nothing disturbed."""
+    made: dict[str, Path] = {}
+
+    def run(case: str) -> Path:
+        if case not in made:
+            args, folder = arguments(case, tmp_path_factory.mktemp("whole"), dataset)
+            assert main([*args, "--name", "whole"]) == 0
+            made[case] = folder / "whole"
+        return made[case]
+
+    return run
+
+
+def has_checkpoint(run: Path) -> Callable[[], object]:
+    return lambda: checkpoint.checkpoints(run)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_run_ends_with_the_same_bits(cli, whole, tmp_path, dataset, case):
+    args, folder = arguments(case, tmp_path, dataset)
+    run = folder / "killed"
+    process = spawn([*args, "--name", "killed"])
+    wait_for(has_checkpoint(run), process)
+    time.sleep(random.Random(case).uniform(0.0, 0.3))
+    process.kill()
+    assert answer(process).status == -signal.SIGKILL
+    assert not (run / "DONE").exists(), "it was killed too late to show anything"
+    found = cli("resume", run)
+    assert found.status == 0, found.err
+    assert "resumed at step" in found.err
+    assert_same_run(run, whole(case))
+
+
+def test_killed_seeds_end_with_the_same_bits(cli, tmp_path):
+    args = f"train sac --env probe/Both {ONLINE} --seeds 3 5 --steps 3000 --log-freq 100 --eval-freq 500".split()
+    args += ["--checkpoint-freq", "70", "--out", str(tmp_path)]
+    killed = [tmp_path / f"probe/Both/sac/killed_s{seed}" for seed in (3, 5)]
+    process = spawn([*args, "--name", "killed"])
+    wait_for(has_checkpoint(killed[1]), process)
+    time.sleep(0.2)
+    process.kill()
+    assert answer(process).status == -signal.SIGKILL
+    assert not any((run / "DONE").exists() for run in killed)
+    found = cli("resume", killed[1])  # any of them brings all to their end
+    assert found.status == 0, found.err
+    assert cli(*args, "--name", "whole").status == 0
+    for seed, run in zip((3, 5), killed, strict=True):
+        assert_same_run(run, tmp_path / f"probe/Both/sac/whole_s{seed}")
+
+
+@pytest.mark.parametrize(
+    ("case", "number", "status"), [("world", signal.SIGINT, 130), ("mujoco", signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+def test_interrupted_run_says_how_to_resume_and_ends_with_the_same_bits(
+    cli, whole, tmp_path, dataset, case, number, status
+):
+    args, folder = arguments(case, tmp_path, dataset)
+    run = folder / "stopped"
+    process = spawn([*args, "--name", "stopped"])
+    wait_for(has_checkpoint(run), process)
+    before = cli("resume", run)  # two processes on one run folder: the second refuses
+    assert before.status == 1
+    assert len(before.errors) == 1 and f"another process is writing {run}" in before.errors[0]
+    process.send_signal(number)
+    said = answer(process)
+    assert said.status == status
+    assert not (run / "DONE").exists()
+    assert "Traceback" not in said.err
+    assert f"go on with `trimtab resume {run}`" in said.errors[-1]
+    step = int(said.errors[-1].split("at step ")[1].split(":")[0].replace(",", ""))
+    newest, _ = checkpoint.newest(run)
+    assert newest is not None and newest.name == f"step_{step}"
+    assert cli("resume", run).status == 0
+    assert_same_run(run, whole(case))
+
+
+def test_second_interrupt_acts_at_once(tmp_path, dataset):
+    args, folder = arguments("world", tmp_path, dataset, 10_000_000)
+    process = spawn([*args, "--name", "stopped", "--log-freq", "5000000", "--checkpoint-freq", "0", "--eval-freq", "0"])
+    wait_for((folder / "stopped" / "metrics.csv").exists, process)
+    time.sleep(2.0)  # by now it is in a chunk of minutes, where the first signal is only noted
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert answer(process, timeout=20).status in (-signal.SIGTERM, 143)
+
+
+class Crash(BaseException):
+    """The end of a process, so far as the files on disk can tell."""
+
+
+@pytest.fixture
+def crash_at(monkeypatch) -> Callable[[int], None]:
+    """`crash_at(step)`: the next training loops die after the events of that step."""
+    events = _Loop._events
+
+    def arrange(step: int) -> None:
+        def wrapped(self: _Loop, before: int) -> None:
+            events(self, before)
+            if self.t.step >= step:
+                monkeypatch.setattr(_Loop, "_events", events)
+                raise Crash
+
+        monkeypatch.setattr(_Loop, "_events", wrapped)
+
+    return arrange
+
+
+def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset):
+    args = f"train sac --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 300 --online-steps 200 {ONLINE}"
+    args = f"{args} --updates-per-step 2 --log-freq 100 --eval-freq 250 --checkpoint-freq 70 --out {tmp_path}".split()
+    folder = tmp_path / "InvertedPendulum-v5" / "sac"
+    assert cli(*args, "--name", "whole").status == 0
+    # Before the end of the offline phase, at its end, in the online phase, at its end.
+    for step in (210, 300, 423, 500):
+        crash_at(step)
+        with pytest.raises(Crash):
+            cli(*args, "--name", f"crashed_{step}")
+        phase = checkpoint.meta(checkpoint.checkpoints(folder / f"crashed_{step}")[-1])["phase"]
+        assert phase == ("offline" if step <= 300 else "online")
+        found = cli("resume", folder / f"crashed_{step}")
+        assert found.status == 0, found.err
+        assert_same_run(folder / f"crashed_{step}", folder / "whole")
+    # And once more in one run: killed twice in either phase.
+    crash_at(150)
+    with pytest.raises(Crash):
+        cli(*args, "--name", "often")
+    for step in (250, 400, 450):
+        crash_at(step)
+        with pytest.raises(Crash):
+            cli("resume", folder / "often")
+    assert cli("resume", folder / "often").status == 0
+    assert_same_run(folder / "often", folder / "whole")
+
+
+def test_other_environments_go_on_with_a_new_episode_and_say_so(cli, crash_at, tmp_path):
+    args = f"train sac --env Pendulum-v1 --steps 400 {ONLINE} --log-freq 100 --eval-freq 0 --checkpoint-freq 150"
+    crash_at(250)
+    with pytest.raises(Crash):
+        cli(*args.split(), "--out", tmp_path, "--name", "crashed")
+    run = tmp_path / "Pendulum-v1/sac/crashed"
+    found = cli("resume", run)
+    assert found.status == 0
+    assert "this environment's state cannot be restored: going on with a new episode" in found.err
+    assert "resumed at step 150" in found.err
+    assert (run / "DONE").exists()
+    steps = [int(line.split(",")[0]) for line in metrics_of(run)[1:]]
+    assert sorted(set(steps)) == [100, 200, 300, 400] and steps == sorted(steps)
+    arrays = checkpoint.load_arrays(checkpoint.checkpoints(run)[-1])
+    assert int(arrays["collector/episode_length"][0]) == 50  # 250 steps since the resume: one episode of 200, and 50
+    obs = np.asarray(api.reopen(run)[2].rows.obs)
+    assert (obs[150] != obs[0]).any()  # a new episode, not the run's first one again
+
+
+def unfinished(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy of a run as it was before its last steps: no final agent, two checkpoints."""
+    run = tmp_path / "copy"
+    shutil.copytree(whole_run, run)
+    (run / "DONE").unlink()
+    shutil.rmtree(run / "final")
+    assert len(checkpoint.checkpoints(run)) == checkpoint.KEEP == 2
+    return run
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "source.eqx"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "agent.eqx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "agent.eqx").write_bytes(data)
+
+
+def remove(folder: Path) -> None:
+    (folder / "host.npz").unlink()
+
+
+def garble(folder: Path) -> None:
+    file = folder / "layout.json"
+    file.write_text(file.read_text()[:-20])
+
+
+DAMAGE = {
+    truncate: r"source.eqx is truncated",
+    flip: r"agent.eqx is damaged (its checksum differs)",
+    remove: r"host.npz is missing",
+    garble: r"layout.json is missing or damaged",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint_falls_back_to_the_one_before(cli, whole, tmp_path, damage):
+    run = unfinished(whole("world"), tmp_path)
+    before, newest = checkpoint.checkpoints(run)
+    damage(newest)
+    found = cli("resume", run)
+    assert found.status == 0, found.err
+    said = f"checkpoint {newest.name} is not usable: {DAMAGE[damage]}"
+    assert said in found.out + found.err
+    assert "falling back to the one before" in found.out + found.err
+    assert f"resumed at step {int(before.name.removeprefix('step_')):,}" in found.err
+    assert_same_run(run, whole("world"))
+    assert checkpoint.damage(newest) is None  # written anew
+
+
+def test_without_a_usable_checkpoint_it_starts_again(cli, whole, tmp_path):
+    run = unfinished(whole("world"), tmp_path)
+    for folder in checkpoint.checkpoints(run):
+        truncate(folder)
+    found = cli("resume", run)
+    assert found.status == 0
+    assert "starting from the beginning" in found.out + found.err
+    assert_same_run(run, whole("world"))
+
+
+def test_leftovers_of_an_interrupted_write_are_never_loaded(cli, whole, tmp_path):
+    run = unfinished(whole("world"), tmp_path)
+    _, newest = checkpoint.checkpoints(run)
+    for name in (".step_9999.tmp", f".{newest.name}.tmp", f".{newest.name}.old"):
+        shutil.copytree(newest, run / "checkpoints" / name)
+        truncate(run / "checkpoints" / name)
+    assert cli("resume", run).status == 0
+    assert_same_run(run, whole("world"))
+
+
+@pytest.mark.parametrize("where", ["eqx.tree_serialise_leaves", "np.savez", "os.replace", "_sync"])
+def test_a_write_that_dies_half_way_is_never_loaded(cli, whole, tmp_path, dataset, monkeypatch, where):
+    args, folder = arguments("world", tmp_path, dataset)
+    module, _, name = where.rpartition(".")
+    owner = getattr(checkpoint, module) if module else checkpoint
+    function, calls = getattr(owner, name), []
+
+    def dies(*args, **kwargs):
+        calls.append(args)
+        target = args[0] if isinstance(args[0], Path) else args[0].name
+        if "step_140" in str(target):
+            if where != "os.replace":
+                function(*args, **kwargs)
+            raise Crash
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        with pytest.raises(Crash):
+            cli(*args, "--name", "crashed")
+    assert calls
+    assert [path.name for path in checkpoint.checkpoints(folder / "crashed")] == ["step_70"]
+    found = cli("resume", folder / "crashed")
+    assert found.status == 0
+    assert "resumed at step 70" in found.err
+    assert_same_run(folder / "crashed", whole("world"))
+
+
+def test_half_written_last_line_of_a_log_is_dropped(cli, whole, tmp_path):
+    run = unfinished(whole("world"), tmp_path)
+    for name in ("metrics.csv", "eval.csv"):
+        with (run / name).open("a") as file:
+            file.write("3000,train/cri")
+    assert cli("resume", run).status == 0
+    assert_same_run(run, whole("world"))
+
+
+def test_finished_run_is_left_alone(cli, whole):
+    before = contents(whole("world"))
+    found = cli("resume", whole("world"))
+    assert (found.status, found.errors) == (0, [])
+    assert "is finished: nothing to resume" in found.out
+    assert contents(whole("world")) == before
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prolonged_run_equals_a_longer_one(cli, whole, tmp_path, dataset, case):
+    total = CASES[case][1]
+    args, folder = arguments(case, tmp_path, dataset, total // 2)
+    assert cli(*args, "--name", "short").status == 0
+    assert (folder / "short" / "DONE").exists()
+    found = cli("resume", folder / "short", "--steps", total)
+    assert found.status == 0, found.err
+    assert_same_run(folder / "short", whole(case))
+    found = cli("resume", folder / "short", "--steps", 10)
+    assert found.status == 2 and len(found.errors) == 1
+    assert "--steps 10 is less than" in found.errors[0]
+
+
+def test_prolonged_seeds_equal_longer_ones(cli, tmp_path):
+    args = f"train sac --env probe/Cut {ONLINE} --seeds 0 1 --log-freq 100 --eval-freq 200 --out {tmp_path}".split()
+    assert cli(*args, "--steps", "400", "--name", "short").status == 0
+    assert cli("resume", tmp_path / "probe/Cut/sac/short_s0", "--steps", "800").status == 0
+    assert cli(*args, "--steps", "800", "--name", "whole").status == 0
+    for seed in (0, 1):
+        assert_same_run(*(tmp_path / f"probe/Cut/sac/{name}_s{seed}" for name in ("short", "whole")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_killed_again_and_again(cli, whole, tmp_path, dataset, case):
+    args, folder = arguments(case, tmp_path, dataset)
+    run, rng, kills = folder / "killed", random.Random(case), 0
+    process = spawn([*args, "--name", "killed"])
+    wait_for((run / "config.json").exists, process)
+    for _ in range(8):
+        time.sleep(rng.uniform(0.0, 4.0))
+        process.kill()
+        kills += answer(process).status == -signal.SIGKILL
+        if (run / "DONE").exists():
+            break
+        process = spawn(["resume", run])
+    answer(process)
+    assert kills >= 2
+    assert cli("resume", run).status == 0
+    assert_same_run(run, whole(case))

@@ -1,0 +1,75 @@
+"""Writes the golden losses anew: `python tests/golden/regenerate.py [AGENT ...]`.
+
+Only on purpose: a change of these numbers is a change of results, and the CHANGELOG has to say so. Prints what moved.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from trimtab.agents import AGENTS, config_class
+from trimtab.batches import Transition
+from trimtab.core import Spec
+
+HERE = Path(__file__).parent
+UPDATES = 20
+
+# Rates a few times the defaults, so that twenty updates of a wrong rule leave a mark on the losses.
+OVERRIDES = {"hidden": (8, 8), "learning_rate": 3e-3, "tau": 0.1, "gamma": 0.9}
+
+
+def stream(key: jax.Array) -> Transition:
+    """A batch of 32 rows with rewards and next observations that hang together; a fifth of them terminates."""
+    k_obs, k_action, k_noise, k_end = jr.split(key, 4)
+    obs = jr.normal(k_obs, (32, 3))
+    action = jr.uniform(k_action, (32, 2), minval=-1.0, maxval=1.0)
+    moved = jnp.concatenate([action, action[:, :1] * action[:, 1:]], axis=1)
+    return Transition(
+        obs=obs,
+        action=action,
+        reward=0.1 - 0.1 * jnp.square(obs[:, :2] + action).sum(1),
+        discount=1.0 - jr.bernoulli(k_end, 0.2, (32,)).astype(jnp.float32),
+        next_obs=0.9 * obs + 0.3 * moved + 0.1 * jr.normal(k_noise, (32, 3)),
+    )
+
+
+def losses(name: str) -> dict[str, list[float | None]]:
+    """Every loss and mean of `UPDATES` updates; None where it is not computed. Independent of any recorded file."""
+    spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
+    kind = config_class(AGENTS[name])
+    known = {field: value for field, value in OVERRIDES.items() if field in kind.__dataclass_fields__}
+    agent = AGENTS[name].create(jr.key(0), spec, kind(**known))
+    update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
+    history: dict[str, list[float | None]] = {}
+    for step in range(UPDATES):
+        k_batch, k_update = jr.split(jr.fold_in(jr.key(1), step))
+        agent, metrics = update(agent, stream(k_batch), k_update)
+        for metric, value in jax.device_get(metrics).items():
+            if not metric.endswith("_grad_norm"):
+                history.setdefault(metric, []).append(None if math.isnan(value) else float(f"{value:.7g}"))
+    return dict(sorted(history.items()))
+
+
+def main(names: list[str]) -> None:
+    """Writes one file an agent and prints how far each series moved."""
+    for name in names or sorted(AGENTS):
+        file, new = HERE / f"{name}.json", losses(name)
+        old = json.loads(file.read_text()) if file.exists() else {}
+        for metric in sorted(old.keys() | new.keys()):
+            if metric not in old or metric not in new:
+                print(f"{name} {metric}: {'new' if metric in new else 'gone'}")
+                continue
+            pairs = [(a, b) for a, b in zip(old[metric], new[metric], strict=True) if a is not None and b is not None]
+            worst = max((abs(a - b) / max(abs(a), 1e-8) for a, b in pairs), default=0.0)
+            print(f"{name} {metric}: largest relative change {worst:.1e}")
+        lines = [f'  "{metric}": {json.dumps(values)}' for metric, values in new.items()]
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,167 @@
+"""Limits in which one method becomes another, or a plain regression: they hold the agents together.
+
+Each is exact in the definitions. Where two programs compute the same thing in different order, the comparison is to
+float32; where the arithmetic is the same, to the bit.
+"""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from trimtab.agents import AGENTS, config_class, ddpg, iql, sac, td3
+
+RATE, TAU = 1e-2, 0.1
+BOOTSTRAPPING = ("ddpg", "iql", "sac", "td3")
+"""Agents whose only use of `next_obs` is a bootstrap."""
+
+update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
+
+
+def assert_close(a, b, rtol=1e-3, atol=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def assert_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def twice(net):
+    """An ensemble of one as an ensemble of two equal members."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), net)
+
+
+def test_td3_without_delay_noise_and_twin_is_ddpg(spec, make_batch, getkey):
+    shared = dict(learning_rate=RATE, tau=TAU, hidden=(8,))
+    plain = ddpg.DDPG.create(getkey(), spec, ddpg.Config(**shared))
+    twin = td3.TD3.create(getkey(), spec, td3.Config(**shared, policy_delay=1, target_noise=0.0))
+    twin = replace(
+        twin,
+        actor=plain.actor,
+        critic=twice(plain.critic),
+        target_actor=plain.target_actor,
+        target_critic=twice(plain.target_critic),
+    )
+    for _ in range(4):
+        batch, key = make_batch(spec, getkey()), getkey()
+        plain, m = update(plain, batch, key)
+        twin, n = update(twin, batch, key)
+        for name in ("critic_loss", "critic_mean", "actor_loss", "actor_grad_norm", "actor_saturation"):
+            np.testing.assert_allclose(n[name], m[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        # Each of the two equal members carries half of the mean's gradient: |(g/2, g/2)| = |g| / sqrt 2.
+        np.testing.assert_allclose(n["critic_grad_norm"], m["critic_grad_norm"] / np.sqrt(2.0), rtol=1e-4)
+    assert_close((twin.actor, twin.target_actor), (plain.actor, plain.target_actor))
+    assert_close((twin.critic, twin.target_critic), (twice(plain.critic), twice(plain.target_critic)))
+
+
+def test_td3_with_noise_clipped_to_nothing_is_td3_without_noise(spec, batch, getkey):
+    key, k_update = getkey(), getkey()
+    clipped = td3.TD3.create(key, spec, td3.Config(hidden=(8,), target_noise_clip=0.0))
+    silent = td3.TD3.create(key, spec, td3.Config(hidden=(8,), target_noise=0.0))
+    noisy = td3.TD3.create(key, spec, td3.Config(hidden=(8,)))
+    losses = [update(agent, batch, k_update)[1]["critic_loss"] for agent in (clipped, silent, noisy)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    assert abs(losses[2] - losses[1]) > 1e-5
+
+
+def test_sac_without_temperature_and_noise_updates_its_critic_as_td3(spec, batch, getkey):
+    # alpha = 1e-30 and log std = -20 leave y = r + gamma d min Qbar(s', tanh(mean(s'))).
+    soft = sac.SAC.create(getkey(), spec, sac.Config(learning_rate=RATE, hidden=(8,), init_ent_coef=1e-30))
+    hard = td3.TD3.create(getkey(), spec, td3.Config(learning_rate=RATE, hidden=(8,), target_noise=0.0))
+    # The last layer of SAC's actor (four outputs: two means, two log stds) with the stds shut.
+    shut = lambda leaf: leaf.at[..., 2:].set(-20.0 if leaf.ndim == 1 else 0.0) if leaf.shape[-1] == 4 else leaf
+    means = lambda leaf: leaf[..., :2] if leaf.shape[-1] == 4 else leaf
+    soft = replace(soft, actor=jax.tree.map(shut, soft.actor))
+    mean_net = jax.tree.unflatten(jax.tree.structure(hard.actor), [means(leaf) for leaf in jax.tree.leaves(soft.actor)])
+    assert_close(mean_net(batch.obs), soft.policy(batch.obs, getkey()))
+    hard = replace(hard, actor=mean_net, target_actor=mean_net, critic=soft.critic, target_critic=soft.target)
+    new_soft, m = update(soft, batch, getkey())
+    new_hard, n = update(hard, batch, getkey())
+    for name in ("critic_loss", "critic_mean", "critic_grad_norm"):
+        np.testing.assert_allclose(m[name], n[name], rtol=1e-5, err_msg=name)
+    assert_close(new_soft.critic, new_hard.critic)
+
+
+def test_sac_without_temperature_has_no_entropy_in_its_losses(spec, batch, getkey):
+    agent = sac.SAC.create(getkey(), spec, sac.Config(hidden=(8,), init_ent_coef=1e-30))
+    other = sac.SAC.create(getkey(), spec, sac.Config(hidden=(8,), init_ent_coef=1.0))
+    agent, other = replace(agent, target=other.critic), replace(agent, target=other.critic, log_alpha=other.log_alpha)
+    key = getkey()
+    new, metrics = update(agent, batch, key)
+    # The actions by the actor's own sampler, the rest by hand.
+    k_next, k_actor = jr.split(key)
+    value = agent.target(batch.next_obs, agent.actor(batch.next_obs, k_next)).min(0)
+    y = batch.reward + 0.99 * batch.discount * value
+    q = agent.critic(batch.obs, batch.action)
+    np.testing.assert_allclose(metrics["critic_loss"], np.mean((q - y[None]) ** 2), rtol=1e-5)
+    q = new.critic(batch.obs, agent.actor(batch.obs, k_actor)).min(0)
+    np.testing.assert_allclose(metrics["actor_loss"], -q.mean(), rtol=1e-5)
+    # At alpha = 1 the entropy is there.
+    assert abs(update(other, batch, key)[1]["critic_loss"] - metrics["critic_loss"]) > 1e-2
+
+
+def test_iql_at_expectile_half_regresses_v_on_half_the_mean_square(spec, batch, getkey):
+    agent = iql.IQL.create(getkey(), spec, iql.Config(expectile=0.5, learning_rate=RATE, hidden=(8,)))
+    q_bar = agent.target(batch.obs, batch.action).min(0)
+    loss, grads = jax.value_and_grad(lambda v: 0.5 * jnp.square(q_bar - v(batch.obs)).mean())(agent.value)
+    new, metrics = update(agent, batch, getkey())
+    norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["value_loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["value_grad_norm"], norm, rtol=1e-5)
+    stepped = jax.tree.map(lambda p, g: p - RATE * g / (jnp.abs(g) + 1e-8), agent.value, grads)  # Adam's first step
+    assert_close(new.value, stepped)
+
+
+def test_iql_at_beta_zero_clones_the_behaviour(spec, batch, getkey):
+    # All weights are exp(0) = 1: the loss is -E[log pi], whatever the critics say.
+    key = getkey()
+    agents = [iql.IQL.create(k, spec, iql.Config(beta=0.0, hidden=(8,))) for k in (key, getkey())]
+    agents[1] = replace(agents[1], actor=agents[0].actor)
+    outcomes = [update(agent, batch, key) for agent in agents]
+    for _, metrics in outcomes:
+        assert metrics["actor_weight"] == 1.0
+        expected = -agents[0].actor.log_prob(batch.obs, batch.action).mean()
+        np.testing.assert_allclose(metrics["actor_loss"], expected, rtol=1e-5)
+    assert_bits(outcomes[0][0].actor, outcomes[1][0].actor)
+
+
+def test_iql_capped_at_a_weight_below_all_is_a_slower_clone(spec, batch, getkey):
+    # w_max below every exp(beta u): all weights are w_max, so the loss is w_max times the clone's.
+    key = getkey()
+    clone = iql.IQL.create(key, spec, iql.Config(beta=0.0, hidden=(8,)))
+    capped = iql.IQL.create(key, spec, iql.Config(beta=1.0, max_weight=1e-3, hidden=(8,)))
+    m, n = (update(agent, batch, key)[1] for agent in (clone, capped))
+    for name in ("actor_loss", "actor_grad_norm"):
+        np.testing.assert_allclose(n[name], 1e-3 * m[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", BOOTSTRAPPING)
+def test_gamma_zero_is_all_terminated(name, spec, batch, getkey):
+    # gamma d V(s') is zero either way, so the whole agent is the same.
+    key, k_update = getkey(), getkey()
+    kind = config_class(AGENTS[name])
+    blind = AGENTS[name].create(key, spec, kind(hidden=(8,), gamma=0.0))
+    ended = eqx.tree_at(lambda b: b.discount, batch, jnp.zeros(16))
+    seeing = AGENTS[name].create(key, spec, kind(hidden=(8,)))
+    a, m = update(blind, batch, k_update)
+    b, n = update(seeing, ended, k_update)
+    assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert_close(m, n, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BOOTSTRAPPING)
+def test_tau_one_copies_the_networks(name, spec, batch, getkey):
+    agent = AGENTS[name].create(getkey(), spec, config_class(AGENTS[name])(hidden=(8,), tau=1.0, learning_rate=RATE))
+    start = agent.critic
+    for _ in range(2):
+        agent, _ = update(agent, batch, getkey())
+    target = agent.target if name in ("iql", "sac") else agent.target_critic
+    assert_close(target, agent.critic, rtol=1e-5, atol=1e-6)
+    pairs = zip(jax.tree.leaves(target), jax.tree.leaves(start), strict=True)
+    assert max(float(np.abs(x - y).max()) for x, y in pairs) > RATE

@@ -1,0 +1,180 @@
+"""Data sets on disk: what is read, where episodes end, and one clear line for everything that is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trimtab.core import UsageError
+from trimtab.data.readers import read_dataset
+
+
+def episodes() -> dict[str, np.ndarray]:
+    """Seven rows: an episode that terminates after 3, one cut by a time limit after 2, one still going on after 2."""
+    return {
+        "observations": np.arange(14, dtype=np.float32).reshape(7, 2),
+        "actions": np.linspace(-1.0, 1.0, 7, dtype=np.float32)[:, None],
+        "rewards": np.arange(7, dtype=np.float32) * 10,
+        "terminals": np.array([0, 0, 1, 0, 0, 0, 0], bool),
+        "timeouts": np.array([0, 0, 0, 0, 1, 0, 0], bool),
+    }
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """A folder of .npy files, or one .npz file, by the name of `path`."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        path.mkdir()
+        for name, array in arrays.items():
+            np.save(path / f"{name}.npy", array)
+    return path
+
+
+@pytest.mark.parametrize("name", ["data.npz", "folder"])
+def test_next_observation_never_crosses_an_episode_end(tmp_path, name):
+    given = episodes()
+    data, spec = read_dataset(write(tmp_path / name, given))
+    # Row 4 was cut and row 6 is the last: what they led to is not in the file. Row 2 terminated: it needs no successor.
+    kept = [0, 1, 2, 3, 5]
+    np.testing.assert_array_equal(data.obs, given["observations"][kept])
+    np.testing.assert_array_equal(data.action, given["actions"][kept])
+    np.testing.assert_array_equal(data.reward, given["rewards"][kept])
+    np.testing.assert_array_equal(data.discount, [1, 1, 0, 1, 1])
+    alive = [0, 1, 3, 5]
+    np.testing.assert_array_equal(
+        np.asarray(data.next_obs)[[0, 1, 3, 4]], given["observations"][[i + 1 for i in alive]]
+    )
+    assert all(leaf.dtype == np.float32 for leaf in (data.obs, data.action, data.reward, data.discount, data.next_obs))
+    assert (spec.obs.shape, spec.action_size, spec.discrete) == ((2,), 1, False)
+    assert (spec.action_low, spec.action_high) == ((-1.0,), (1.0,))
+
+
+def test_terminated_last_row_is_kept(tmp_path):
+    given = episodes()
+    given["terminals"][-1] = True
+    data, _ = read_dataset(write(tmp_path / "data.npz", given))
+    np.testing.assert_array_equal(data.discount, [1, 1, 0, 1, 1, 0])
+
+
+def test_discount_comes_from_terminals_never_from_timeouts(tmp_path):
+    given = episodes()
+    given["next_observations"] = given["observations"] + 100
+    data, _ = read_dataset(write(tmp_path / "data.npz", given))
+    np.testing.assert_array_equal(data.discount, [1, 1, 0, 1, 1, 1, 1])  # row 4 timed out, and is bootstrapped from
+    np.testing.assert_array_equal(data.next_obs, given["next_observations"])
+    assert len(data.reward) == 7
+
+
+def test_truncations_is_another_name_of_timeouts(tmp_path):
+    given = episodes()
+    first, _ = read_dataset(write(tmp_path / "a.npz", given))
+    given["truncations"] = given.pop("timeouts")
+    second, _ = read_dataset(write(tmp_path / "b.npz", given))
+    np.testing.assert_array_equal(first.next_obs, second.next_obs)
+
+
+def test_other_number_types_are_read(tmp_path):
+    given = {name: array.astype(np.int64 if name == "rewards" else np.float64) for name, array in episodes().items()}
+    data, _ = read_dataset(write(tmp_path / "data.npz", given))
+    np.testing.assert_array_equal(data.reward, [0, 10, 20, 30, 50])
+    np.testing.assert_array_equal(data.discount, [1, 1, 0, 1, 1])
+
+
+def changed(**arrays) -> dict[str, np.ndarray]:
+    return {name: array for name, array in (episodes() | arrays).items() if array is not None}
+
+
+def at(name: str, index: int | tuple[int, ...], value: float) -> dict[str, np.ndarray]:
+    array = episodes()[name].astype(np.float64)
+    array[index] = value
+    return changed(**{name: array})
+
+
+BAD = {
+    "nan obs": (at("observations", (3, 1), np.nan), r"observations\[3, 1\] is nan"),
+    "infinite reward": (at("rewards", 4, np.inf), r"rewards\[4\] is inf"),
+    "nan action": (at("actions", (5, 0), np.nan), r"actions\[5, 0\] is nan"),
+    "beyond float32": (at("rewards", 2, 1e39), r"rewards\[2\] is (inf|1e\+39)"),
+    "action out of range": (at("actions", (6, 0), 1.5), r"actions\[6, 0\] is outside \[-1, 1\]"),
+    "no rewards": (changed(rewards=None), r"lacks the array 'rewards'"),
+    "no terminals": (changed(terminals=None), r"lacks the array 'terminals'"),
+    "no end of episodes": (changed(timeouts=None), r"needs next_observations, or timeouts"),
+    "strings": (changed(rewards=np.array(list("abcdefg"))), r"rewards holds <U1, not numbers"),
+    "complex": (changed(rewards=np.zeros(7, complex)), r"rewards holds complex128, not numbers"),
+    "short rewards": (changed(rewards=np.zeros(6)), r"rewards has 6 rows, observations has 7"),
+    "rewards of rank 2": (changed(rewards=np.zeros((7, 1))), r"rewards has shape \(7, 1\), expected 1 axis"),
+    "timeouts of rank 2": (changed(timeouts=np.zeros((7, 1))), r"timeouts has shape \(7, 1\), expected 1 axis"),
+    "actions of rank 1": (changed(actions=np.zeros(7)), r"actions has shape \(7,\), expected 2 axes"),
+    "images": (changed(observations=np.zeros((7, 4, 4))), r"observations has shape \(7, 4, 4\), expected 2 axes"),
+    "no axis": (changed(rewards=np.float32(1)), r"rewards has shape \(\), expected 1 axis"),
+    "no axis at all": (changed(observations=np.float32(1)), r"observations has shape \(\), expected 2 axes"),
+    "next of another shape": (
+        changed(next_observations=np.zeros((7, 3))),
+        r"next_observations has shape \(7, 3\), observations \(7, 2\)",
+    ),
+    "empty": ({name: array[:0] for name, array in episodes().items()}, r"holds no transitions"),
+    "nothing is left": ({name: array[3:4] for name, array in episodes().items()}, r"holds no transitions"),
+    "no columns": (changed(actions=np.zeros((7, 0))), r"actions has shape \(7, 0\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arrays_are_named(tmp_path, case):
+    arrays, text = BAD[case]
+    path = write(tmp_path / "data.npz", arrays)
+    with pytest.raises(UsageError, match=text) as caught:
+        read_dataset(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def objects(path: Path) -> Path:
+    np.savez(path, **changed(rewards=np.array([{}] * 7, object)))
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("not an array")
+    return path
+
+
+def cut(path: Path) -> Path:
+    write(path, episodes())
+    path.write_bytes(path.read_bytes()[:700])
+    return path
+
+
+def one_array(path: Path) -> Path:
+    path = path.with_suffix(".npy")
+    np.save(path, np.zeros((3, 2)))
+    return path
+
+
+def nothing(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def empty_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def broken_folder(path: Path) -> Path:
+    write(path.with_suffix(""), episodes())
+    (path.with_suffix("") / "rewards.npy").write_bytes(b"\x93NUMPY")
+    return path.with_suffix("")
+
+
+@pytest.mark.parametrize("make", [objects, text, cut, one_array, nothing, empty_folder, broken_folder])
+def test_unreadable_files_are_named(tmp_path, make):
+    path = make(tmp_path / "data.npz")
+    with pytest.raises(UsageError) as caught:
+        read_dataset(path)
+    assert str(path) in str(caught.value)
+
+
+def test_no_such_path(tmp_path):
+    with pytest.raises(UsageError, match=r"no data set at .*nowhere\.npz"):
+        read_dataset(tmp_path / "nowhere.npz")

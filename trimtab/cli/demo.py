@@ -1,0 +1,44 @@
+"""`make demo`: train a real agent on a real MuJoCo task, evaluate it, film it, and write one page about it."""
+
+import os
+import sys
+import time
+
+from trimtab.core import RunError
+
+AGENT, ENV, STEPS, SOLVED = "sac", "InvertedDoublePendulum-v5", 25_000, 9_100.0
+"""The task: balance two poles on a cart for 1,000 steps. 9,100 is the threshold that Gymnasium registers for it."""
+
+
+def run(args: list[str]) -> None:
+    """Trains, evaluates, films and reports. Raises `RunError` if the trained policy does not solve the task."""
+    from trimtab import api
+    from trimtab.cli import evaluate
+    from trimtab.run.report import write_report
+
+    steps = int(os.environ.get("TRIMTAB_DEMO_STEPS", STEPS))
+    print(f"training {AGENT} on {ENV} for {steps:,} steps (solved from a return of {SOLVED:,.0f})")
+    began = time.monotonic()
+    trained = api.train(AGENT, ENV, steps=steps, eval_freq=5_000, command="make demo")
+    minutes = (time.monotonic() - began) / 60
+    evaluate.run([str(trained.path), "--episodes", "10", "--video", "1"])
+    page = write_report([trained.path], trained.path / "report")
+    mean = evaluate.mean_of(trained.path)
+    verdict = "solved" if mean >= SOLVED else "NOT solved"
+    print(f"\n{verdict}: mean return {mean:,.0f} over 10 episodes after {minutes:.1f} minutes of training")
+    print(f"run     {trained.path}\nreport  {page}")
+    if mean < SOLVED:
+        raise RunError(
+            f"the policy reached {mean:,.0f}, below {SOLVED:,.0f}: please report it with {trained.path / 'env.json'}"
+        )
+
+
+def main() -> int:
+    """The demo with the command line's error handling."""
+    from trimtab.cli.main import guarded
+
+    return guarded(run, sys.argv[1:], "--debug" in sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
