@@ -34,7 +34,7 @@ def ours():
     config = config_class(SAC)(learning_starts=STARTS)
     agent = SAC.create(jr.key(0), world.spec, config)
     source = ReplaySource.create(world.spec, config.buffer_size, config.batch_size)
-    training = Training(agent, jax.jit(source.init)(jr.key(1)))
+    training = Training(agent, source.init(jr.key(1)))
     collector = Collector(lambda: make(None), 1, world.spec, 0)
     progress = Progress(1, 0, "step", quiet=True)
 

@@ -41,7 +41,7 @@ def ours(agent_name: str, per_call: int):
     agent = kind.create(jr.key(0), spec, config_class(kind)())
     rows = Transition(data["obs"], data["action"], data["reward"], np.ones(ROWS, np.float32), data["next_obs"])
     source = ReplaySource.create(spec, 1_000_000, BATCH, jax.tree.map(jnp.asarray, rows))
-    state = jax.jit(source.init)(jr.key(0))
+    state = source.init(jr.key(0))
     totals = no_totals(source, agent, state, None)
     key = jr.key(1)
 

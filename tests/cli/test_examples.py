@@ -1,6 +1,6 @@
 """What the documentation shows runs: the scripts under examples/, and the commands and code of the pages, as written.
 
-The pages are run with a hundredth of their steps, in one folder, in the order in which a reader meets them.
+Each page is run with a hundredth of its steps, in a folder where the files it tells the reader to save are saved.
 """
 
 import os
@@ -38,6 +38,9 @@ PAGES = (
 CODE = ("cart.py", "cart_world.py", "make_dataset.py", "awac.py")
 """Files under docs/code that the pages tell the reader to save."""
 
+BEFORE = {"run-folder.md": "trimtab train sac --env InvertedPendulum-v5 --steps 60 --eval-freq 60 --name first"}
+"""Page -> what its reader has run before."""
+
 # Not a user's commands: installing, and working on the library itself.
 ELSEWHERE = re.compile(r"^\s*(make|pip|pytest|python -m venv|python tests/|trimtab train awac)\b", re.M)
 
@@ -58,23 +61,25 @@ def test_an_example_runs(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory) -> Path:
-    """The folder of a reader who has saved the files of the pages."""
-    folder = tmp_path_factory.mktemp("reader")
-    for name in CODE:
-        shutil.copy(ROOT / "docs" / "code" / name, folder)
-    return folder
+def dataset(tmp_path_factory) -> Path:
+    """What the quick start's script makes."""
+    folder = tmp_path_factory.mktemp("dataset")
+    run([sys.executable, str(ROOT / "docs" / "code" / "make_dataset.py")], folder)
+    return folder / "pendulum.npz"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_as_written(page, reader):
+def test_a_page_runs_as_written(page, dataset, tmp_path):
+    for file in (*(ROOT / "docs" / "code" / name for name in CODE), dataset):
+        shutil.copy(file, tmp_path)
+    run(["bash", "-c", BEFORE.get(page, "true")], tmp_path)
     text = (ROOT / "docs" / page).read_text()
     ran = 0
     for language, code in re.findall(r"^```(bash|python)\n(.*?)^```", text, re.M | re.S):
         if language == "bash" and not ELSEWHERE.search(code):
-            run(["bash", "-e", "-c", shortened(code)], reader)
+            run(["bash", "-e", "-c", shortened(code)], tmp_path)
         elif language == "python" and re.search(r"^(import|from) ", code, re.M):
-            run([sys.executable, "-c", shortened(code)], reader)
+            run([sys.executable, "-c", shortened(code)], tmp_path)
         else:
             continue
         ran += 1

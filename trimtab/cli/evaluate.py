@@ -10,7 +10,7 @@ import tyro
 
 from trimtab import api
 from trimtab.cli.flags import parse
-from trimtab.core import UsageError
+from trimtab.core import RunError, UsageError
 from trimtab.envs.make import find
 from trimtab.run.folder import write_json
 from trimtab.training.predict import Policy
@@ -90,14 +90,18 @@ def summary(episodes: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def film(policy: Policy, run_folder: Path, episodes: int, env: str | None = None) -> list[Path]:
-    """One mp4 an episode under `videos/`. Raises `UsageError` for own worlds, which have no picture."""
+    """One mp4 an episode under `videos/`. Raises `UsageError` for own worlds, which have no picture,
+    `RunError` if no frames can be had."""
     if not episodes:
         return []
-    from trimtab.run.video import choose_gl, record
+    from trimtab.run.video import VideoError, choose_gl, record
 
     choose_gl()
     world = find(env_of(policy, env))
     if world.make is None:
         raise UsageError(f"{world.label} is an own world without a renderer: leave --video out")
     folder = run_folder / "videos"
-    return [record(policy, world.make, folder / f"episode_{i}.mp4", seed=i) for i in range(episodes)]
+    try:
+        return [record(policy, world.make, folder / f"episode_{i}.mp4", seed=i) for i in range(episodes)]
+    except VideoError as error:
+        raise RunError(str(error)) from error

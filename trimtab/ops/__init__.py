@@ -3,6 +3,7 @@
 from trimtab.ops.descend import copy as copy
 from trimtab.ops.descend import descend as descend
 from trimtab.ops.logprob import gaussian_log_prob as gaussian_log_prob
+from trimtab.ops.logprob import standard_log_prob as standard_log_prob
 from trimtab.ops.logprob import tanh_log_det as tanh_log_det
 from trimtab.ops.regression import expectile_loss as expectile_loss
 from trimtab.ops.targets import polyak as polyak

@@ -1,12 +1,13 @@
 """Gaussian policies."""
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trimtab.core import AbstractPolicy, Spec
 from trimtab.nets.mlp import MLP, concat
-from trimtab.ops.logprob import gaussian_log_prob, tanh_log_det
+from trimtab.ops.logprob import gaussian_log_prob, standard_log_prob, tanh_log_det
 
 
 class TanhGaussian(AbstractPolicy):
@@ -31,8 +32,10 @@ class TanhGaussian(AbstractPolicy):
     ) -> tuple[Float[Array, "*b act"], Float[Array, "*b"]]:
         """A reparametrised action (..., act) and its log density (...)."""
         mean, log_std = self.moments(obs)
-        u = mean + jnp.exp(log_std) * jr.normal(key, mean.shape)
-        return jnp.tanh(u), gaussian_log_prob(u, mean, log_std) - tanh_log_det(u)
+        # Without the barrier XLA computes the inverse error function anew in every use of the noise.
+        noise = jax.lax.optimization_barrier(jr.normal(key, mean.shape))
+        u = mean + jnp.exp(log_std) * noise
+        return jnp.tanh(u), standard_log_prob(noise, log_std) - tanh_log_det(u)
 
     def log_prob(self, obs: PyTree[Float[Array, "..."]], action: Float[Array, "*b act"]) -> Float[Array, "*b"]:
         """Log density of `action`; actions at the bounds are moved inside by 1e-6, where atanh is finite in float32."""

@@ -78,7 +78,7 @@ def straighten(closed: Any, args: Sequence[Any], draw: Draw | None = None) -> li
     With `draw`, each `jax.random.normal` and `uniform` takes its numbers from there. Raises `ExportError` for a loop
     whose trip count depends on an input and, with `draw`, for random bits that are used in any other way.
     """
-    jaxpr, consts = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())
+    jaxpr, consts = (closed.jaxpr, closed.consts) if isinstance(closed, jex.ClosedJaxpr) else (closed, ())
     env: dict[Any, Any] = {
         **dict(zip(jaxpr.constvars, consts, strict=True)),
         **dict(zip(jaxpr.invars, args, strict=True)),
