@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -80,8 +79,11 @@ def train(
     the other. Raises `UsageError` for a request that cannot be carried out, `RunError` for a run that fails, and
     `trimtab.training.fit.Interrupted` after Ctrl-C, when a checkpoint has been written.
     """
+    import_all(imports)
     kind = agent_class(agent)
     config = config_class(kind)() if config is None else config
+    if dataset is not None and offline_steps == 0:
+        raise UsageError("say how long to learn from the data set: add --offline-steps N")
     positive = dict(eval_episodes=eval_episodes, num_envs=num_envs, log_freq=log_freq)
     nonnegative = dict(eval_freq=eval_freq, checkpoint_freq=checkpoint_freq, online_steps=online_steps)
     positive |= {"updates_per_step": updates_per_step} | (
@@ -101,7 +103,6 @@ def train(
         raise UsageError("--online-steps needs an environment to act in: add --env ID")
     check_loggers(tuple(log))
     configure(device)
-    import_all(imports)
     record = dict(
         format=FORMAT,
         agent=agent,
@@ -397,8 +398,7 @@ class _Setup:
                 check_fit(spec, world)
                 spec = world.spec
         else:
-            assert world is not None
-            spec = world.spec
+            spec = world.spec if world is not None else spec_from_json(record["spec"])
         return cls(record, world, dataset, spec, _agent_config(record))
 
     @property
@@ -426,11 +426,10 @@ class _Setup:
             raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
         if phase == "offline":
             return OfflineSource(self.dataset, config.batch_size)
-        assert world is not None
         if config.buffer_size < self.record["num_envs"]:
             least = f"{self.record['num_envs']} (num_envs)"
             raise UsageError(f"buffer_size must be at least {least}, got {config.buffer_size}")
-        if world.own is not None:
+        if world is not None and world.own is not None:
             if self.record["updates_per_step"] != 1.0:
                 raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
             if self.dataset is not None:
@@ -587,8 +586,3 @@ def _restore_collector(
         pending = jax.tree.unflatten(treedef, leaves)
         assert isinstance(pending, Transition)
         training.pending = pending
-
-
-def default_out() -> str:
-    """Where runs go unless `--out` says otherwise."""
-    return os.environ.get("TRIMTAB_RUNS", "runs")

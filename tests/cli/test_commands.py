@@ -343,7 +343,7 @@ def test_predict(run):
     assert policy.predict(batch[:1])[0].shape == (1, 1)
     assert policy.predict(batch[:0])[0].shape == (0, 1)
     np.testing.assert_array_equal(policy.predict(batch.tolist())[0], many)
-    np.testing.assert_array_equal(policy.predict(batch)[0], many)  # deterministic
+    np.testing.assert_array_equal(policy.predict(batch, deterministic=True)[0], many)  # deterministic
     noisy = [policy.predict(batch, deterministic=False)[0] for _ in range(2)]
     assert (noisy[0] != noisy[1]).any() and (noisy[0] != many).any()
     assert np.abs(noisy[0]).max() <= 3.0  # the environment's bounds

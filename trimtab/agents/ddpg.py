@@ -12,6 +12,7 @@ widths (256, 256), one learning rate: as CleanRL and Stable-Baselines3 do.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -70,12 +71,12 @@ class DDPG(AbstractAgent):
         actor = Deterministic.create(spec, config.hidden, k_actor)
         critic = Critic.create(spec, config.hidden, 1, k_critic, norm=config.critic_norm)
         tx = optax.adam(config.learning_rate)
+        nets: dict[str, Any] = dict(actor=actor, critic=critic)
         return cls(
-            actor=actor,
-            critic=critic,
+            **nets,
             target_actor=copy(actor),
             target_critic=copy(critic),
-            opt=dict(actor=tx.init(actor), critic=tx.init(critic)),
+            opt={name: tx.init(net) for name, net in nets.items()},
             step=jnp.int32(0),
             config=config,
         )

@@ -129,4 +129,5 @@ class SAC(AbstractAgent):
         return loss.mean(), {"entropy": -log_prob.mean()}
 
     def _ent_coef_loss(self, log_alpha: Float[Array, ""], entropy: Float[Array, ""]):  # (18)
+        assert self.config.target_entropy is not None  # create() filled it in
         return jnp.exp(log_alpha) * (entropy - self.config.target_entropy), {}

@@ -12,6 +12,7 @@ Differences from the official code: Adam at 3e-4 with batches of 256 (its second
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -77,12 +78,12 @@ class TD3(AbstractAgent):
         actor = Deterministic.create(spec, config.hidden, k_actor)
         critic = Critic.create(spec, config.hidden, 2, k_critic, norm=config.critic_norm)
         tx = optax.adam(config.learning_rate)
+        nets: dict[str, Any] = dict(actor=actor, critic=critic)
         return cls(
-            actor=actor,
-            critic=critic,
+            **nets,
             target_actor=copy(actor),
             target_critic=copy(critic),
-            opt=dict(actor=tx.init(actor), critic=tx.init(critic)),
+            opt={name: tx.init(net) for name, net in nets.items()},
             step=jnp.int32(0),
             config=config,
         )

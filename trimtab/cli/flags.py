@@ -1,6 +1,7 @@
 """Typed flags from dataclasses, by tyro, with its errors brought to one line."""
 
 import contextlib
+import difflib
 import io
 import re
 import sys
@@ -46,5 +47,7 @@ def _one_line(box: str, prog: str) -> str:
     proposals = [line.split()[0] for line in lines[len(message) :] if line.startswith("--")]
     found = " ".join(message) or "wrong usage"
     if "Unrecognized" in found and proposals:
-        found += f": did you mean {proposals[0]}?"
+        wrong = next((word.strip(",") for word in found.split() if word.startswith("--")), "")
+        nearest = difflib.get_close_matches(wrong, proposals, n=1, cutoff=0.0)
+        found += f": did you mean {nearest[0]}?"
     return f"{found[0].lower()}{found[1:]} (see `{prog} --help`)"

@@ -1,7 +1,7 @@
 """`trimtab train AGENT`."""
 
+import itertools
 import shlex
-import sys
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Annotated, Any
 
@@ -74,6 +74,7 @@ def run(args: list[str]) -> None:
     agent, rest = args[0], args[1:]
     if agent.startswith("-"):
         raise UsageError(f"the agent comes first: trimtab train AGENT {shlex.join(args)}")
+    api.import_all(_imports(rest))  # they may bring the agent
     api.agent_class(agent)
     flags = parse(flags_for(agent), rest, f"trimtab train {agent}")
     if flags.video < 0:
@@ -87,5 +88,14 @@ def run(args: list[str]) -> None:
 
             for path in film(api.load(one.path), one.path, flags.video):
                 print(f"video   {path}")
-        print(f"run     {one.path}", file=sys.stdout)
-        print(f"next    trimtab eval {one.path}  |  trimtab report {one.path}")
+        env = "" if flags.env else " --env ID"
+        print(f"run     {one.path}")
+        print(f"next    trimtab eval {one.path}{env}  |  trimtab report {one.path}")
+
+
+def _imports(args: list[str]) -> list[str]:
+    """The values of `--import`, found before the agent's own flags are known."""
+    if "--import" not in args:
+        return []
+    after = args[args.index("--import") + 1 :]
+    return list(itertools.takewhile(lambda arg: not arg.startswith("--"), after))

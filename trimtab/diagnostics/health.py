@@ -9,7 +9,7 @@ batches.
 | q/reward_scale | largest |r| over the batch |
 | q/disagreement | mean over rows of the standard deviation over members, over the standard deviation of Q over rows |
 | dead/PATH | share of hidden units of a network that are zero (relu) or constant on all rows |
-| params/largest | largest absolute parameter |
+| params/largest | largest absolute weight or bias of a network |
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def units(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, batc
         if fitting and len(net.layers) > 1:
             shares = [_dead(layer) for layer in net.hidden(fitting[0])]
             found[f"dead/{path}"] = jnp.stack(shares).mean()
-    largest = [jnp.abs(x).max().astype(jnp.float32) for x in jax.tree.leaves(agent) if x.size]
+    largest = [jnp.abs(x).max() for _, net in _nets(agent, MLP) for x in jax.tree.leaves(net)]
     return found | {"params/largest": jnp.stack(largest).max()}
 
 

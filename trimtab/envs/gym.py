@@ -150,7 +150,7 @@ class Collector:
                 self.episode_return[i], self.episode_length[i] = 0.0, 0
                 obs = self._reset(i, timestep=timestep)
             self._obs[i] = obs
-        rows = Transition(self.obs, np.asarray(actions), rewards, discounts, _stack(final))
+        rows = _rows(self.obs, np.asarray(actions), rewards, discounts, _stack(final))
         self.obs = _stack(self._obs)
         return rows
 
@@ -204,6 +204,11 @@ class Collector:
             _load_mujoco(env, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         self.obs = _stack(self._obs)
         return True
+
+
+def _rows(obs: Any, action: Any, reward: Any, discount: Any, next_obs: Any) -> Transition:
+    """NumPy rows as a `Transition`, whose annotations promise the JAX arrays that agents get."""
+    return Transition(obs, action, reward, discount, next_obs)
 
 
 def _recent_row(row: np.ndarray) -> tuple[float, int, float]:

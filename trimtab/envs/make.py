@@ -66,7 +66,12 @@ def _from_id(name: str) -> World:
             else "see `trimtab list envs`; register your own with --import my_package"
         )
         raise UsageError(f"unknown environment {name!r}: {hint}") from error
-    make = lambda render_mode=None: gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
+
+    def make(render_mode: str | None = None) -> gymnasium.Env:
+        # Not every registered class takes `render_mode`, so it is passed only when it is wanted.
+        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        return gymnasium.make(name, disable_env_checker=True, **rendering)
+
     return _from_make(make, name, name, _make_one(make, name))
 
 
@@ -92,7 +97,7 @@ def _from_factory(factory: Callable[..., Any], name: str | None) -> World:
         except TypeError as error:
             raise UsageError(f"the factory {label} takes no render_mode, which a video needs") from error
 
-    label = getattr(factory, "__name__", type(factory).__name__)
+    label = f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
     first = _make_one(make, label)
     if isinstance(first, AbstractEnv):
         return World(name, label, first.spec, first, None)

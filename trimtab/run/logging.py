@@ -115,9 +115,10 @@ class Progress:
         if self._live:
             self._bar.update(self._task, completed=step, line=self._line(step, updates_per_second))
 
-    def evaluated(self, step: int, mean: float, std: float) -> None:
-        """Says what an evaluation found."""
-        self.say(f"{self.unit} {step:>9,}/{self.total:,}  eval return {mean:10.1f} +- {std:<8.1f} {self._left(step)}")
+    def evaluated(self, step: int, mean: float, std: float, run: str = "") -> None:
+        """Says what an evaluation found; `run` names it when several train together."""
+        found = f"{self.unit} {step:>9,}/{self.total:,}  eval return {mean:10.1f} +- {std:<8.1f}"
+        self.say(f"{found} {self._left(step)} {run}".rstrip())
 
     def say(self, text: str) -> None:
         """A line of its own, above the live line."""

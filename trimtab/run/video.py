@@ -12,6 +12,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -38,7 +39,7 @@ class VideoError(RuntimeError):
 class Predictor(Protocol):
     """What is filmed: observation in, action out, both numpy and in the environment's own units."""
 
-    def predict(self, obs: Any, *, deterministic: bool = True) -> tuple[Any, Any]: ...
+    def predict(self, observation: Any, *, deterministic: bool) -> tuple[Any, Any]: ...
 
 
 def record(
@@ -212,7 +213,10 @@ class _Writer:
                 output_params=["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"],
                 ffmpeg_log_level="error",
             )
-        self._file.append_data(image)
+        with warnings.catch_warnings():
+            # ffmpeg starts with the first frame. JAX warns of any fork; this one is followed by an exec at once.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            self._file.append_data(image)
         self._count += 1
 
 

@@ -306,7 +306,8 @@ class _Loop:
             if np.isfinite(successes).any():
                 metrics["eval/success_rate"] = float(np.nanmean(successes))
             run.log(t.step, metrics | self._probe(agent, i))
-            self.progress.evaluated(t.step, returns.mean(), returns.std())
+            name = run.path.name if len(self.runs) > 1 else ""
+            self.progress.evaluated(t.step, returns.mean(), returns.std(), name)
             if returns.mean() > t.best[i]:
                 t.best[i] = float(returns.mean())
                 checkpoint.save(run.path / "best", {"agent": agent}, {}, {"step": t.step, "mean_return": t.best[i]})

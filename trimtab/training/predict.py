@@ -20,16 +20,20 @@ class Policy:
         self._calls = 0
 
     def predict(
-        self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """The action for one observation or a batch of them (leading axis), and `state` unchanged.
 
-        `obs` is an array, or a dict of arrays for a Dict space. Actions are in the environment's units: float32 of
-        shape (act,) or (batch, act), or integer indices. `deterministic=False` draws from the policy that collected the
-        data, anew at each call. Raises `UsageError` if the shape of `obs` does not fit.
+        `observation` is an array, or a dict of arrays for a Dict space. Actions are in the environment's units: float32
+        of shape (act,) or (batch, act), or integer indices. Not `deterministic` draws anew at each call from the policy
+        that collected the data. Raises `UsageError` if the shape does not fit.
         """
         del episode_start  # no policy so far has a memory
-        vectors, batched = self._vectors(obs)
+        vectors, batched = self._vectors(observation)
         self._calls += 1
         key = jr.key(self._calls)
         chosen = self.agent.policy if deterministic else self.agent.explorer
