@@ -112,7 +112,7 @@ USAGE = [
     ("train sac --env probe/Both --agent.batch-size -3", "batch_size must be at least 1, got -3"),
     ("train sac --env probe/Both --agent.hidden 8 0", "hidden widths must be at least 1, got 8 0"),
     ("train sac --env probe/Both --agent.critic-norm batch", "batch"),
-    ("train iql --dataset GOOD_DATA", "offline-steps must be positive, got 0"),
+    ("train iql --dataset GOOD_DATA", "say how long to learn from the data set: add --offline-steps N"),
     ("train iql --dataset GOOD_DATA --offline-steps -1", "offline-steps must be positive, got -1"),
     ("train iql --dataset GOOD_DATA --offline-steps 10 --online-steps -1", "online-steps must not be negative, got -1"),
     ("train iql --dataset GOOD_DATA --offline-steps 10 --online-steps 10", "--online-steps needs an environment"),
@@ -211,7 +211,7 @@ def test_out_that_cannot_be_written(cli, tmp_path, below):
 def test_environment_that_breaks(cli, tmp_path, factory, text):
     args = f"train sac --env my_package:{factory} {ONLINE} --steps 100 --agent.learning-starts 2 --eval-freq 0"
     found = cli(*args.split(), "--out", tmp_path, "--name", "broken")
-    run = tmp_path / factory / "sac" / "broken"
+    run = tmp_path / f"my_package.{factory}" / "sac" / "broken"
     # Steps count from 0: the fifth step of the first episode is step 4. What was learnt before is kept.
     assert_one_line(found, 1, text, "at step 4", f"progress up to step 4 is saved in {run}")
     newest, _ = checkpoint.newest(run)
@@ -227,7 +227,7 @@ def test_environment_that_breaks_in_evaluation(cli, tmp_path):
     args = f"train sac --env my_package:make_raising {ONLINE} --steps 100 --eval-freq 3"
     found = cli(*args.split(), "--out", tmp_path, "--name", "broken")
     assert_one_line(found, 1, "raised in evaluation", "RuntimeError: the arm fell off")
-    found = cli("eval", tmp_path / "make_raising/sac/broken", "--episodes", "2")
+    found = cli("eval", tmp_path / "my_package.make_raising/sac/broken", "--episodes", "2")
     assert_one_line(found, 1, "raised in evaluation", "RuntimeError: the arm fell off")
 
 
@@ -358,7 +358,7 @@ def test_seeds_one_after_the_other_end_at_the_first_that_breaks(cli, tmp_path):
     args = f"train sac --env my_package:make_raising {ONLINE} --steps 100 --eval-freq 0 --seeds 0 1"
     found = cli(*args.split(), "--out", tmp_path, "--name", "x")
     assert_one_line(found, 1, "the arm fell off")
-    assert [path.name for path in (tmp_path / "make_raising/sac").iterdir()] == ["x_s0"]
+    assert [path.name for path in (tmp_path / "my_package.make_raising/sac").iterdir()] == ["x_s0"]
 
 
 def test_debug_shows_the_traceback(out, good):

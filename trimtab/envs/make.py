@@ -97,7 +97,9 @@ def _from_factory(factory: Callable[..., Any], name: str | None) -> World:
         except TypeError as error:
             raise UsageError(f"the factory {label} takes no render_mode, which a video needs") from error
 
-    label = f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
+    # Short enough for a folder's name, and not the same for every project's `make`.
+    function = getattr(factory, "__qualname__", type(factory).__name__).split(".")[-1].strip("<>")
+    label = f"{factory.__module__.split('.')[-1]}.{function}"
     first = _make_one(make, label)
     if isinstance(first, AbstractEnv):
         return World(name, label, first.spec, first, None)

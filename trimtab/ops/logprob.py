@@ -25,4 +25,4 @@ def tanh_log_det(x: Float[Array, "*b act"]) -> Float[Array, "*b"]:
     `1 - tanh^2 x = 4 / (e^|x| + e^-|x|)^2`, so its logarithm is `2 (log 2 - |x| - log(1 + e^(-2 |x|)))`.
     """
     size = jnp.abs(x)
-    return (2.0 * (jnp.log(2.0) - size - jnp.log1p(jnp.exp(-2.0 * size)))).sum(-1)
+    return (2.0 * (jnp.log(2.0) - size - jnp.log(1.0 + jnp.exp(-2.0 * size)))).sum(-1)

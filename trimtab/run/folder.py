@@ -172,7 +172,10 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, git commit and machine: what a result depends on beside its config."""
+    """Versions, git commit, machine and device: what a result depends on beside its config."""
+    import jax  # here, so that reading run folders does not wait for it
+
+    device = jax.devices()[0]
     versions = {"python": platform.python_version()}
     for package in VERSIONED:
         try:
@@ -184,6 +187,7 @@ def environment() -> dict[str, Any]:
         "git": _git_commit(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
+        "device": f"{device.platform} ({device.device_kind})",
     }
 
 
