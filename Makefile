@@ -29,7 +29,7 @@ demo: .venv/.demo
 	@$(BIN)/python -m trimtab.cli.demo
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/.dev
 	@$(BIN)/python -m pytest -q -m slow

@@ -25,10 +25,7 @@ class Contender:
     def __init__(self, script: str, name: str, case: str) -> None:
         self.name = name
         command = [sys.executable, "-W", "ignore", script, "--worker", name, "--case", case]
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # an idle torch must not spin beside the others
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._expect("ready")
 
     def _expect(self, word: str) -> list[str]:

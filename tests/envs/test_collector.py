@@ -302,7 +302,7 @@ def test_find_by_id_factory_and_path():
     assert (by_id.name, by_id.label, by_id.spec.action_high) == ("Pendulum-v1", "Pendulum-v1", (2.0,))
     by_path, by_factory = find(f"{__name__}:make_counter"), find(make_counter)
     assert by_path.name == by_factory.name == f"{__name__}:make_counter"
-    assert by_path.label == "make_counter"
+    assert by_path.label == "test_collector.make_counter"
     assert find(lambda: Counter(limit=4)).name is None  # cannot be found again by name
     for world in (by_path, by_factory):
         assert world.own is None and isinstance(world.make(None), Counter)

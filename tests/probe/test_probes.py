@@ -223,10 +223,12 @@ def test_sac_learns_pendulum(tmp_path):
 
 
 def test_td3_learns_inverted_pendulum(tmp_path):
-    config = config_class(AGENTS["td3"])(learning_starts=1_000)
-    run = trimtab.train("td3", env="InvertedPendulum-v5", steps=15_000, config=config, out=tmp_path, **LEARNING)
+    # Four seeds reached 1000 after 12,000 to 20,000 steps. At 3e-4 neither this TD3 nor Stable-Baselines3's is past 110
+    # after 15,000.
+    config = config_class(AGENTS["td3"])(learning_starts=1_000, learning_rate=1e-3)
+    run = trimtab.train("td3", env="InvertedPendulum-v5", steps=25_000, config=config, out=tmp_path, **LEARNING)
     mean = returns_of(run, "InvertedPendulum-v5")
-    print(f"TD3 on InvertedPendulum-v5, 15,000 steps, seed 0: {mean}")
+    print(f"TD3 on InvertedPendulum-v5, 25,000 steps, seed 0: {mean}")
     assert mean >= 950
 
 
