@@ -14,12 +14,13 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.agents import AGENTS, config_class
+from trimtab.batches import Transition
 from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError
 from trimtab.data.readers import read_dataset
 from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, WorldSource
 from trimtab.envs.gym import Collector
 from trimtab.envs.make import World, find
-from trimtab.run.folder import Run, read_config, replace_text
+from trimtab.run.folder import Run, read_config, replace_text, write_json
 from trimtab.run.logging import Progress, check_loggers, make_loggers
 from trimtab.training import checkpoint
 from trimtab.training.compile import Totals, configure, seed_axes
@@ -162,8 +163,6 @@ def _start(
                     replace_text(run.path / "command.txt", command + "\n")
                 if together:
                     siblings = [str(other.path.name) for other in runs]
-                    from trimtab.run.folder import write_json
-
                     write_json(run.path / "config.json", record | {"seed": s, "group": siblings})
             _execute(setup, runs, group, None, quiet)
         finally:
@@ -208,8 +207,6 @@ def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = N
         seeds = [read_config(member)["seed"] for member in members]
         folders = _common_checkpoints(members, say)
         if steps is not None:
-            from trimtab.run.folder import write_json
-
             for member, s in zip(members, seeds, strict=True):
                 write_json(member / "config.json", read_config(member) | {key: int(steps), "seed": s})
                 (member / "DONE").unlink(missing_ok=True)
@@ -573,8 +570,6 @@ def _stored_totals(folders: list[Path], together: int | None) -> Totals:
 def _restore_collector(
     collector: Collector, source: AbstractSource, training: Training, folder: Path, progress: Progress
 ) -> None:
-    from trimtab.batches import Transition
-
     arrays = checkpoint.load_arrays(folder)
     saved = {k.removeprefix("collector/"): v for k, v in arrays.items() if k.startswith("collector/")}
     exact = collector.restore(saved)
