@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from trimtab import api
+from trimtab.assemble import import_all
 from trimtab.cli.flags import parse
 from trimtab.core import RunError, UsageError
 from trimtab.envs.make import find
@@ -40,7 +41,7 @@ def run(args: list[str]) -> None:
     if flags.video < 0:
         raise UsageError(f"video must not be negative, got {flags.video}")
     policy = api.load(flags.run, checkpoint_name=flags.checkpoint)
-    api.import_all(policy.info["imports"])
+    import_all(policy.info["imports"])
     env = env_of(policy, flags.env)
     episodes = api.evaluate_episodes(policy, env, episodes=flags.episodes, seed=flags.seed)
     record = summary(episodes) | {"checkpoint": flags.checkpoint, "seed": flags.seed, "env": env}

@@ -9,6 +9,7 @@ import tyro
 
 from trimtab import api
 from trimtab.agents import AGENTS, config_class
+from trimtab.assemble import agent_class, import_all
 from trimtab.cli.flags import parse
 from trimtab.core import UsageError
 
@@ -74,8 +75,8 @@ def run(args: list[str]) -> None:
     agent, rest = args[0], args[1:]
     if agent.startswith("-"):
         raise UsageError(f"the agent comes first: trimtab train AGENT {shlex.join(args)}")
-    api.import_all(_imports(rest))  # they may bring the agent
-    api.agent_class(agent)
+    import_all(_imports(rest))  # they may bring the agent
+    agent_class(agent)
     flags = parse(flags_for(agent), rest, f"trimtab train {agent}")
     if flags.video < 0:
         raise UsageError(f"video must not be negative, got {flags.video}")

@@ -1,0 +1,319 @@
+"""Assembles a run from its record (`config.json`): the agent, the sources, the environments, and where it stands.
+
+The verbs of `trimtab.api` say what is to be done; here it is put together and handed to `fit`.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from trimtab.agents import AGENTS, config_class
+from trimtab.batches import Transition
+from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError
+from trimtab.data.readers import read_dataset
+from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, WorldSource
+from trimtab.envs.gym import Collector
+from trimtab.envs.make import World, find
+from trimtab.run.folder import Run
+from trimtab.run.logging import Progress, make_loggers
+from trimtab.training import checkpoint
+from trimtab.training.compile import Totals, seed_axes
+from trimtab.training.evaluate import EVALUATION_SEED, GymEvaluator, WorldEvaluator
+from trimtab.training.fit import Schedule, Training, fit, take_seed
+
+EnvLike = str | Callable[..., Any] | AbstractEnv
+"""An environment's id, a factory of Gymnasium environments, or an own world."""
+
+
+def import_all(modules: Sequence[str]) -> None:
+    """Imports the modules named by `--import`, which register environments. Raises `UsageError` if one is not found."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"--import {module}: {error}; is it installed, or its folder on PYTHONPATH?") from error
+
+
+def agent_class(name: str) -> type[AbstractAgent]:
+    """The agent class of that name. Raises `UsageError` naming the nearest one."""
+    if name not in AGENTS:
+        near = difflib.get_close_matches(name, AGENTS, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(AGENTS))}"
+        raise UsageError(f"unknown agent {name!r}: {hint}")
+    return AGENTS[name]
+
+
+def spec_to_json(spec: Spec) -> dict[str, Any]:
+    """A `Spec` as JSON: `obs` is the length of the vector, or a nested dict of lengths."""
+    return dict(
+        obs=jax.tree.map(lambda leaf: leaf.size, spec.obs),
+        action_size=spec.action_size,
+        discrete=spec.discrete,
+        action_low=list(spec.action_low),
+        action_high=list(spec.action_high),
+    )
+
+
+def spec_from_json(record: dict[str, Any]) -> Spec:
+    """The inverse of `spec_to_json`."""
+    obs = jax.tree.map(lambda size: jax.ShapeDtypeStruct((size,), jnp.float32), record["obs"])
+    low, high = tuple(record["action_low"]), tuple(record["action_high"])
+    return Spec(obs, record["action_size"], record["discrete"], low, high)
+
+
+def _agent_config(record: dict[str, Any]) -> Any:
+    """The agent's config from JSON. Raises `UsageError` naming a field that this version does not have."""
+    kind = config_class(agent_class(record["agent"]))
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(record["agent_config"]) - known)
+    if unknown:
+        raise UsageError(f"config.json has {unknown[0]!r}, which {record['agent']} does not know in this version")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in record["agent_config"].items()}
+    return kind(**values)
+
+
+def skeleton(record: dict[str, Any], spec: Spec) -> Any:
+    """The shapes of a run's agent, without computing anything."""
+    kind, config = agent_class(record["agent"]), _agent_config(record)
+    return jax.eval_shape(lambda: kind.create(jr.key(0), spec, config))
+
+
+def check_fit(spec: Spec, world: World) -> None:
+    """Raises `UsageError` if a policy made for `spec` cannot act in `world`."""
+    ours, theirs = spec_to_json(spec), spec_to_json(world.spec)
+    for part in ("obs", "action_size", "discrete"):
+        if ours[part] != theirs[part]:
+            raise UsageError(f"{world.label} has {part} {theirs[part]}, but the agent or data set has {ours[part]}")
+
+
+def make_evaluator(world: World, seed: int) -> GymEvaluator | WorldEvaluator:
+    """Deterministic episodes of `world`, on copies and a random stream of their own."""
+    if world.own is not None:
+        return WorldEvaluator(world.own, EVALUATION_SEED + seed)
+    assert world.make is not None
+    make = world.make
+    return GymEvaluator(lambda: make(None), world.spec, EVALUATION_SEED + seed)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run is made of, before anything is trained."""
+
+    record: dict[str, Any]
+    world: World | None
+    dataset: Any
+    spec: Spec
+    config: Any
+
+    @classmethod
+    def create(cls, record: dict[str, Any], env: EnvLike | None) -> "Setup":
+        """Reads the data set, finds the environment, and checks that they and the config fit together."""
+        world = None if env is None else find(env)
+        dataset = None
+        if record["dataset"] is not None:
+            dataset, spec = read_dataset(record["dataset"])
+            if world is not None:
+                check_fit(spec, world)
+                spec = world.spec
+        else:
+            spec = world.spec if world is not None else spec_from_json(record["spec"])
+        return cls(record, world, dataset, spec, _agent_config(record))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches never need the host: then seeds train together by `vmap`."""
+        return (self.dataset is not None and not self.record["online_steps"]) or (
+            self.dataset is None and self.world is not None and self.world.own is not None
+        )
+
+    def skeleton(self) -> Any:
+        """The shapes of the agent."""
+        return skeleton(self.record, self.spec)
+
+    def agent(self, seed: int) -> Any:
+        """A fresh agent."""
+        kind = agent_class(self.record["agent"])
+        return jax.jit(lambda key: kind.create(key, self.spec, self.config))(jr.fold_in(jr.key(seed), 2**31 - 9))
+
+    def phases(self) -> list[str]:
+        """The phases in their order: "offline", "online", or both."""
+        return (["offline"] if self.dataset is not None else []) + (
+            ["online"] if self.dataset is None or self.record["online_steps"] else []
+        )
+
+    def source(self, phase: str) -> AbstractSource:
+        """Where the batches of a phase come from. Raises `UsageError` if the sizes asked for do not fit."""
+        config, world = self.config, self.world
+        if config.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
+        if phase == "offline":
+            return OfflineSource(self.dataset, config.batch_size)
+        if config.buffer_size < self.record["num_envs"]:
+            least = f"{self.record['num_envs']} (num_envs)"
+            raise UsageError(f"buffer_size must be at least {least}, got {config.buffer_size}")
+        if world is not None and world.own is not None:
+            if self.record["updates_per_step"] != 1.0:
+                raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
+            if self.dataset is not None:
+                raise UsageError("offline-to-online needs a Gymnasium environment, not an own world")
+            return WorldSource.create(world.own, self.record["num_envs"], config.buffer_size, config.batch_size)
+        return ReplaySource.create(self.spec, config.buffer_size, config.batch_size, self.dataset)
+
+    def schedule(self, phase: str) -> Schedule:
+        """When things happen in a phase."""
+        r, offline = self.record, self.record["offline_steps"] if self.dataset is not None else 0
+        shared = dict(
+            log_every=r["log_freq"],
+            eval_every=r["eval_freq"],
+            checkpoint_every=r["checkpoint_freq"],
+            eval_episodes=r["eval_episodes"],
+            updates_per_step=r["updates_per_step"],
+        )
+        if phase == "offline":
+            return Schedule(steps=offline, **shared)
+        if self.dataset is None:
+            return Schedule(steps=r["steps"], learning_starts=max(1, self.config.learning_starts), **shared)
+        # The agent knows how to act and its buffer is full: no random steps after offline training.
+        return Schedule(steps=offline + r["online_steps"], start=offline, learning_starts=1, **shared)
+
+
+@contextmanager
+def _evaluators(setup: Setup, seeds: list[int]) -> Iterator[list[Any]]:
+    made = [make_evaluator(setup.world, s) for s in seeds] if setup.world is not None else []
+    try:
+        yield made
+    finally:
+        for evaluator in made:
+            evaluator.close()
+
+
+def execute(setup: Setup, runs: list[Run], seeds: list[int], folders: list[Path] | None, quiet: bool) -> None:
+    """Trains through all phases, from the beginning or from one checkpoint a run, and writes `final/` and `DONE`."""
+    record, phases = setup.record, setup.phases()
+    together = len(seeds) if len(seeds) > 1 else None
+    meta = checkpoint.meta(folders[0]) if folders else None
+    total = setup.schedule(phases[-1]).steps
+    begin = meta["step"] if meta else 0
+    progress = Progress(total, begin, "step" if phases[-1] == "online" else "update", quiet)
+    for run in runs:
+        run.rewind(begin)
+        run.attach(make_loggers(tuple(record["log"]), run.path, record, begin if meta else None))
+    agents = [
+        checkpoint.load_tree(folders[i], "agent", setup.skeleton()) if folders else setup.agent(s)
+        for i, s in enumerate(seeds)
+    ]
+    training = Training(_stack_agents(agents) if together else agents[0], None, step=begin, seeds=together)
+    if meta:
+        training.best = [checkpoint.meta(folder)["best"] for folder in folders or []]
+        training.best = [-np.inf if best is None else best for best in training.best]
+    keys = [jr.key(s) for s in seeds]
+    run_key = jnp.stack(keys) if together else keys[0]
+    try:
+        with _evaluators(setup, seeds) as evaluators:
+            for phase in phases:
+                if meta and phases.index(phase) < phases.index(meta["phase"]):
+                    continue
+                source = setup.source(phase)
+                here = meta if meta and meta["phase"] == phase else None
+                state = _initial_state(source, seeds, together)
+                if here:
+                    state = stored_state(source, state, folders or [], together)
+                training.state, training.updates, training.pending, training.totals = state, 0, None, None
+                collector = None
+                if phase == "online" and setup.world is not None and setup.world.make is not None:
+                    # Where the state of the environments cannot be restored, the first episodes must not come again.
+                    seed = seeds[0] + (here["step"] if here else 0)
+                    collector = _collector(setup.world, record["num_envs"], seed)
+                if here and folders:
+                    training.updates, training.totals = here["updates"], _stored_totals(folders, together)
+                    if collector is not None:
+                        _restore_collector(collector, source, training, folders[0], progress)
+                    progress.say(f"resumed at step {begin:,}")
+                try:
+                    fit(
+                        training,
+                        source,
+                        runs,
+                        setup.schedule(phase),
+                        run_key,
+                        progress,
+                        collector=collector,
+                        evaluate=evaluators,
+                        phase=phase,
+                    )
+                finally:
+                    if collector is not None:
+                        collector.close()
+    finally:
+        progress.close()
+    for i, run in enumerate(runs):
+        agent = training.agent if together is None else take_seed(training.agent, i)
+        checkpoint.save(run.path / "final", {"agent": agent}, {}, {"step": training.step})
+        run.finish()
+
+
+def _collector(world: World, num_envs: int, seed: int) -> Collector:
+    assert world.make is not None
+    make = world.make
+    return Collector(lambda: make(None), num_envs, world.spec, seed)
+
+
+def _stack_agents(agents: list[Any]) -> Any:
+    """Agents side by side on a leading seed axis; `step` stays one number."""
+    axes = seed_axes(agents[0])
+    return jax.tree.map(
+        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves),
+        axes,
+        *agents,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _initial_state(source: AbstractSource, seeds: list[int], together: int | None) -> Any:
+    keys = [jr.fold_in(jr.key(s), 2**31 - 8) for s in seeds]
+    if together is None:
+        return jax.jit(lambda source, key: source.init(key))(source, keys[0])
+    return jax.jit(jax.vmap(lambda source, key: source.init(key), in_axes=(None, 0)))(source, jnp.stack(keys))
+
+
+def stored_state(source: AbstractSource, state: Any, folders: list[Path], together: int | None) -> Any:
+    """The source's state in one checkpoint a seed; `state` gives the structure."""
+    single = state if together is None else jax.tree.map(lambda x: x[0], state)
+    restored = [
+        source.restored(checkpoint.load_tree(f, "source", checkpoint.saved_shapes(f, "source", single)))
+        for f in folders
+    ]
+    return restored[0] if together is None else jax.tree.map(lambda *xs: jnp.stack(xs), *restored)
+
+
+def _stored_totals(folders: list[Path], together: int | None) -> Totals:
+    """The sums of metrics between the last log line and the checkpoint."""
+    each = [checkpoint.load_arrays(folder) for folder in folders]
+    names = [name for name in each[0] if name.startswith("totals/")]
+    pairs = {name: each[0][name] if together is None else np.stack([a[name] for a in each], axis=1) for name in names}
+    return {name.removeprefix("totals/"): (jnp.asarray(p[0]), jnp.asarray(p[1])) for name, p in pairs.items()}
+
+
+def _restore_collector(
+    collector: Collector, source: AbstractSource, training: Training, folder: Path, progress: Progress
+) -> None:
+    arrays = checkpoint.load_arrays(folder)
+    saved = {k.removeprefix("collector/"): v for k, v in arrays.items() if k.startswith("collector/")}
+    exact = collector.restore(saved)
+    if not exact:
+        progress.say("this environment's state cannot be restored: going on with a new episode")
+    treedef = jax.tree.structure(source.template)  # type: ignore[attr-defined]
+    leaves = [arrays[f"pending/{j}"] for j in range(treedef.num_leaves) if f"pending/{j}" in arrays]
+    if leaves:
+        pending = jax.tree.unflatten(treedef, leaves)
+        assert isinstance(pending, Transition)
+        training.pending = pending
