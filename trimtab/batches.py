@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 if TYPE_CHECKING:  # type checkers see a JAX array, which is what agents get
     AnyArray = Array
@@ -25,3 +25,35 @@ class Transition(eqx.Module):
     reward: Float[AnyArray, " b"]
     discount: Float[AnyArray, " b"]
     next_obs: PyTree[Float[AnyArray, "b ..."]]
+
+
+class Recorded(eqx.Module):
+    """Transitions in the order in which they happened, and which of them ended their episode.
+
+    This is what is stored where windows of several steps are drawn. `last` is set where the episode terminated, where
+    it was cut, and on the last row of a data set: the row after it belongs to another episode.
+    """
+
+    transition: Transition
+    last: Bool[AnyArray, " b"]
+
+
+class Chunk(eqx.Module):
+    """Windows of `h` successive steps: what an agent that plans `h` actions at once learns from.
+
+    Steps with `valid` 0 come after the end of the window's episode and belong to another one: weigh losses by it. In
+    particular `next_obs` and the sum of all rewards mean something only where the last step is valid; a window that
+    ends exactly where its episode ends is valid throughout.
+    """
+
+    obs: PyTree[Float[AnyArray, "b ..."]]
+    """before the first step."""
+    action: AnyArray
+    """(b, h, action_size) in [-1, 1], or (b, h) int32 indices."""
+    reward: Float[AnyArray, "b h"]
+    discount: Float[AnyArray, "b h"]
+    """each step's own: 0 where it terminated the episode, 1 otherwise."""
+    next_obs: PyTree[Float[AnyArray, "b ..."]]
+    """after the h-th step."""
+    valid: Float[AnyArray, "b h"]
+    """1 for the first step and those after it up to the end of its episode, terminated or cut; 0 from then on."""

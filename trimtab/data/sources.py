@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trimtab.batches import Transition
+from trimtab.batches import Chunk, Recorded, Transition
 from trimtab.core import AbstractEnv, AbstractPolicy, Spec
+from trimtab.data import windows
 from trimtab.data.buffer import Buffer
+from trimtab.envs.plans import Plan
 from trimtab.envs.wrappers import AutoReset
 
 RECENT = 100
@@ -55,11 +57,41 @@ def _transition(spec: Spec) -> Transition:
     return jax.tree.map(lambda x: x[0], Transition(row[0], row[1], row[2], row[2], row[0]))
 
 
-class OfflineSource(AbstractSource):
-    """A fixed data set, held on the device. Its state is empty."""
+def _template(spec: Spec, chunk: int | None) -> Transition | Recorded:
+    """One row of a replay buffer: with the end of its episode where windows of `chunk` steps are drawn."""
+    row = _transition(spec)
+    if chunk is None:
+        return row
+    rows = jax.tree.map(lambda x: x[None], row)
+    return jax.tree.map(lambda x: x[0], Recorded(rows, jnp.zeros((1,), bool)))
 
-    data: Transition
+
+def _filled(buffer: Buffer, dataset: Transition | Recorded | None, num_envs: int) -> Buffer:
+    """An empty buffer, or one that starts with the data set's newest rows."""
+    if dataset is None:
+        return buffer
+    if isinstance(dataset, Recorded):
+        dataset = windows.interleaved(dataset, num_envs)
+    return buffer.extend(jax.tree.map(lambda x: x[-buffer.capacity :], dataset))
+
+
+def _sample(buffer: Buffer, key: PRNGKeyArray, n: int, chunk: int | None, num_envs: int) -> Transition | Chunk:
+    """`n` transitions, or windows of `chunk` steps, drawn uniformly with replacement."""
+    if chunk is None:
+        return buffer.sample(key, n)
+    oldest = (buffer.head - buffer.size) % buffer.capacity
+    return windows.draw(buffer.rows, key, n, chunk, oldest, buffer.size, num_envs)
+
+
+class OfflineSource(AbstractSource):
+    """A fixed data set, held on the device. Its state is empty.
+
+    With `chunk`, batches are windows of that many steps (`Chunk`), and `data` says where episodes ended (`Recorded`).
+    """
+
+    data: Transition | Recorded
     batch_size: int = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True, default=None)
 
     def init(self, key: PRNGKeyArray) -> Any:
         """Nothing: a data set does not change."""
@@ -73,8 +105,12 @@ class OfflineSource(AbstractSource):
         """Nothing to act in."""
         return state
 
-    def batch(self, state: Any, key: PRNGKeyArray) -> Transition:
-        """`batch_size` transitions drawn uniformly with replacement."""
+    def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk:
+        """`batch_size` transitions or windows drawn uniformly with replacement."""
+        if isinstance(self.data, Recorded):
+            assert self.chunk is not None
+            size = jnp.int32(self.data.last.shape[0])
+            return windows.draw(self.data, key, self.batch_size, self.chunk, jnp.int32(0), size)
         rows = jr.randint(key, (self.batch_size,), 0, self.data.reward.shape[0])
         return jax.tree.map(lambda x: x[rows], self.data)
 
@@ -88,26 +124,40 @@ class OfflineSource(AbstractSource):
 
 
 class ReplaySource(AbstractSource):
-    """A replay buffer fed by environments on the host, optionally started from a data set (offline-to-online)."""
+    """A replay buffer fed by environments on the host, optionally started from a data set (offline-to-online).
 
-    template: Transition
-    dataset: Transition | None
+    With `chunk`, batches are windows of that many steps of one environment (`Chunk`), and rows are `Recorded`.
+    """
+
+    template: Transition | Recorded
+    dataset: Transition | Recorded | None
     capacity: int = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
+    num_envs: int = eqx.field(static=True)
 
     @classmethod
-    def create(cls, spec: Spec, capacity: int, batch_size: int, dataset: Transition | None = None) -> "ReplaySource":
-        """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start."""
-        return cls(_transition(spec), dataset, capacity, batch_size)
+    def create(
+        cls,
+        spec: Spec,
+        capacity: int,
+        batch_size: int,
+        dataset: Transition | Recorded | None = None,
+        *,
+        chunk: int | None = None,
+        num_envs: int = 1,
+    ) -> "ReplaySource":
+        """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start.
+
+        With `chunk` the data set is `Recorded`, and `num_envs` rows come at once, one an environment.
+        """
+        return cls(_template(spec, chunk), dataset, capacity, batch_size, chunk, num_envs)
 
     def init(self, key: PRNGKeyArray) -> Buffer:
         """An empty buffer, or one that starts with the data set's newest rows."""
-        buffer = Buffer.create(self.template, self.capacity)
-        if self.dataset is None:
-            return buffer
-        return buffer.extend(jax.tree.map(lambda x: x[-self.capacity :], self.dataset))
+        return _filled(Buffer.create(self.template, self.capacity), self.dataset, self.num_envs)
 
-    def receive(self, state: Buffer, items: Transition) -> Buffer:
+    def receive(self, state: Buffer, items: Transition | Recorded) -> Buffer:
         """The buffer with one row an environment more."""
         return state.extend(items)
 
@@ -115,9 +165,16 @@ class ReplaySource(AbstractSource):
         """Nothing: the environments are on the host."""
         return state
 
-    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition:
-        """`batch_size` transitions drawn uniformly with replacement."""
-        return state.sample(key, self.batch_size)
+    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk:
+        """`batch_size` transitions or windows drawn uniformly with replacement."""
+        return _sample(state, key, self.batch_size, self.chunk, self.num_envs)
+
+    def cut(self, state: Buffer) -> Buffer:
+        """The state whose newest rows end their episodes: what comes next does not go on from them."""
+        if self.chunk is None:
+            return state
+        newest = (state.head - 1 - jnp.arange(self.num_envs, dtype=jnp.int32)) % state.capacity
+        return eqx.tree_at(lambda buffer: buffer.rows.last, state, state.rows.last.at[newest].set(True))
 
     def stored(self, state: Buffer) -> Buffer:
         """The rows in use."""
@@ -139,26 +196,47 @@ class WorldState(eqx.Module):
     recent_returns: Float[Array, " recent"]
     recent_lengths: Float[Array, " recent"]
     finished: Int[Array, ""]
+    plan: Plan | None = None
+    """what the explorer has planned, where it plans."""
 
 
 class WorldSource(AbstractSource):
-    """`num_envs` copies of an own JAX world, stepped inside the compiled loop, with a replay buffer."""
+    """`num_envs` copies of an own JAX world, stepped inside the compiled loop, with a replay buffer, optionally started
+    from a data set (offline-to-online).
+
+    With `chunk`, batches are windows of that many steps of one copy (`Chunk`), rows are `Recorded`, and the explorer
+    may plan up to that many actions at once.
+    """
 
     env: AutoReset
+    dataset: Transition | Recorded | None
     num_envs: int = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
 
     @classmethod
-    def create(cls, env: AbstractEnv, num_envs: int, capacity: int, batch_size: int) -> "WorldSource":
-        """Wraps `env` so that its time limit truncates and ended episodes restart."""
-        return cls(AutoReset.create(env), num_envs, capacity, batch_size)
+    def create(
+        cls,
+        env: AbstractEnv,
+        num_envs: int,
+        capacity: int,
+        batch_size: int,
+        dataset: Transition | Recorded | None = None,
+        *,
+        chunk: int | None = None,
+    ) -> "WorldSource":
+        """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk` the data set is
+        `Recorded`.
+        """
+        return cls(AutoReset.create(env), dataset, num_envs, capacity, batch_size, chunk)
 
     def init(self, key: PRNGKeyArray) -> WorldState:
-        """Fresh episodes and an empty buffer."""
+        """Fresh episodes, and a buffer that is empty or starts with the data set's newest rows."""
         worlds, obs = jax.vmap(self.env.reset)(jr.split(key, self.num_envs))
+        buffer = Buffer.create(_template(self.env.spec, self.chunk), self.capacity)
         return WorldState(
-            buffer=Buffer.create(_transition(self.env.spec), self.capacity),
+            buffer=_filled(buffer, self.dataset, self.num_envs),
             worlds=worlds,
             obs=obs,
             episode_return=jnp.zeros(self.num_envs),
@@ -166,6 +244,7 @@ class WorldSource(AbstractSource):
             recent_returns=jnp.full((RECENT,), jnp.nan),
             recent_lengths=jnp.full((RECENT,), jnp.nan),
             finished=jnp.int32(0),
+            plan=None if self.chunk is None else Plan.create(self.num_envs, self.chunk, self.env.spec),
         )
 
     def receive(self, state: WorldState, items: Any) -> WorldState:
@@ -175,7 +254,8 @@ class WorldSource(AbstractSource):
     def advance(self, explorer: AbstractPolicy, state: WorldState, key: PRNGKeyArray) -> WorldState:
         """One step in each copy; ended episodes restart and are counted."""
         k_act, k_env = jr.split(key)
-        action = explorer(state.obs, k_act)
+        ask, plan = lambda: explorer(state.obs, k_act), state.plan
+        action, plan = (ask(), None) if plan is None else plan.next(ask)
         worlds, out, next_obs = jax.vmap(self.env.step)(state.worlds, action, jr.split(k_env, self.num_envs))
         discount = 1.0 - out.terminated.astype(jnp.float32)
         rows = Transition(state.obs, action, out.reward, discount, out.obs)
@@ -184,7 +264,7 @@ class WorldSource(AbstractSource):
         # The k-th episode to end takes the k-th slot of the ring; the others aim past its end and are dropped.
         slots = jnp.where(done, (state.finished + jnp.cumsum(done, dtype=jnp.int32) - 1) % RECENT, RECENT)
         return WorldState(
-            buffer=state.buffer.extend(rows),
+            buffer=state.buffer.extend(rows if self.chunk is None else Recorded(rows, done)),
             worlds=worlds,
             obs=next_obs,
             episode_return=jnp.where(done, 0.0, total),
@@ -192,11 +272,12 @@ class WorldSource(AbstractSource):
             recent_returns=state.recent_returns.at[slots].set(total, mode="drop"),
             recent_lengths=state.recent_lengths.at[slots].set(length.astype(jnp.float32), mode="drop"),
             finished=state.finished + done.sum(dtype=jnp.int32),
+            plan=None if plan is None else plan.cleared(done),
         )
 
-    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition:
-        """`batch_size` transitions drawn uniformly with replacement."""
-        return state.buffer.sample(key, self.batch_size)
+    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk:
+        """`batch_size` transitions or windows drawn uniformly with replacement."""
+        return _sample(state.buffer, key, self.batch_size, self.chunk, self.num_envs)
 
     def stored(self, state: WorldState) -> WorldState:
         """The state with the rows in use."""

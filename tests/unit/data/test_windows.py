@@ -1,0 +1,241 @@
+"""Windows of steps: by hand on three episodes, and against a list of episodes for every way in which rows arrive."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from tests.worlds import Walk
+from trimtab.batches import Chunk, Recorded, Transition
+from trimtab.core import Spec, UsageError
+from trimtab.data import windows
+from trimtab.data.sources import OfflineSource, ReplaySource, WorldSource
+from trimtab.envs.plans import HostPlans, Plan, plan_length
+from trimtab.policies.compose import Uniform
+
+SPEC = Spec(jax.ShapeDtypeStruct((1,), jnp.float32), 1, False, (-1.0,), (1.0,))
+
+
+def rows(numbers, last, terminated=None) -> Recorded:
+    """Row k has obs k, action k / 1000, reward k and next observation k + 0.5."""
+    x = np.asarray(numbers, np.float32)
+    ends = np.zeros(len(x), bool) if terminated is None else np.asarray(terminated, bool)
+    discount = np.where(ends, 0.0, 1.0).astype(np.float32)
+    transition = Transition(x[:, None], x[:, None] / 1000, x, discount, x[:, None] + 0.5)
+    return Recorded(jax.tree.map(jnp.asarray, transition), jnp.asarray(np.asarray(last, bool)))
+
+
+# Nine rows: an episode of 4 that terminates, one of 2 that is cut, one of 3 that is still going on.
+LAST = [0, 0, 0, 1, 0, 1, 0, 0, 0]
+TERMINATED = [0, 0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_three_episodes_by_hand():
+    gamma, h = 0.5, 3
+    data = rows(range(1, 10), LAST, TERMINATED)
+    # Start index -> sum of discounted rewards over the window, each step's discount, and which steps are valid.
+    expected = {
+        1: (1 + 1.0 + 0.75, [1, 1, 1], [1, 1, 1]),
+        2: (2 + 1.5 + 1.0, [1, 1, 0], [1, 1, 1]),  # ends exactly where its episode terminates
+        3: (3 + 2.0 + 1.25, [1, 0, 1], [1, 1, 0]),
+        4: (4 + 2.5 + 1.5, [0, 1, 1], [1, 0, 0]),
+        5: (5 + 3.0 + 1.75, [1, 1, 1], [1, 1, 0]),  # crosses a cut: discounts say nothing of it
+        6: (6 + 3.5 + 2.0, [1, 1, 1], [1, 0, 0]),
+        7: (7 + 4.0 + 2.25, [1, 1, 1], [1, 1, 1]),
+    }
+    batch = OfflineSource(data, 400, h).batch((), jr.key(0))
+    assert isinstance(batch, Chunk)
+    total = np.asarray(batch.reward) @ gamma ** np.arange(h)
+    seen = set()
+    for i, first in enumerate(np.asarray(batch.obs)[:, 0].astype(int).tolist()):
+        seen.add(first)
+        wanted, discount, valid = expected[first]
+        assert total[i] == pytest.approx(wanted)
+        np.testing.assert_array_equal(batch.discount[i], discount)
+        np.testing.assert_array_equal(batch.valid[i], valid)
+        np.testing.assert_array_equal(batch.reward[i], [first, first + 1, first + 2])
+        np.testing.assert_allclose(batch.action[i, :, 0], np.array([first, first + 1, first + 2]) / 1000)
+        assert float(batch.next_obs[i, 0]) == first + 2.5
+    assert seen == set(expected)
+
+
+def test_starts_are_uniform():
+    batch = OfflineSource(rows(range(50), [0] * 50), 20_000, 5).batch((), jr.key(1))
+    counts = np.bincount(np.asarray(batch.obs)[:, 0].astype(int), minlength=46)
+    assert len(counts) == 46
+    assert chisquare(counts).pvalue > 0.01
+
+
+def test_one_step_windows_are_transitions():
+    batch = OfflineSource(rows(range(1, 10), LAST, TERMINATED), 100, 1).batch((), jr.key(1))
+    np.testing.assert_array_equal(batch.valid, np.ones((100, 1)))
+    assert set(np.asarray(batch.reward)[:, 0].tolist()) == set(range(1, 10))
+    np.testing.assert_array_equal(batch.discount[:, 0], np.where(np.asarray(batch.reward)[:, 0] == 4, 0.0, 1.0))
+    np.testing.assert_array_equal(batch.next_obs, np.asarray(batch.obs) + 0.5)
+
+
+@jax.jit
+def receive(source: ReplaySource, state, items):
+    return source.receive(state, items)
+
+
+@jax.jit
+def draw(source: ReplaySource, state, key):
+    return source.batch(state, key)
+
+
+@settings(max_examples=60)
+@given(
+    capacity=st.sampled_from([4, 7, 12]),
+    h=st.sampled_from([1, 2, 4]),
+    envs=st.sampled_from([1, 3]),
+    started=st.sampled_from([0, 5, 9]),
+    ends=st.lists(st.integers(0, 7), max_size=10),
+)
+def test_windows_equal_those_of_a_list(capacity, h, envs, started, ends):
+    # Each stream is a list of (number, last); number 100 e + k is the k-th row of environment e, from 1.
+    data = rows(range(1001, 1001 + started), [k % 4 == 3 for k in range(started)]) if started else None
+    source = ReplaySource.create(SPEC, capacity, 64, data, chunk=h, num_envs=envs)
+    state = source.init(jr.key(0))
+    length, base = started // envs, started % envs
+    streams = []
+    for e in range(envs):
+        places = range(base + e * length, base + (e + 1) * length)
+        streams.append([(1001 + k, k % 4 == 3 or k == places[-1]) for k in places])
+    order = [streams[e][k] for k in range(length) for e in range(envs)]
+    for step, bits in enumerate(ends):
+        new = [(100 * e + step + 1, bool(bits >> e & 1)) for e in range(envs)]
+        state = receive(source, state, rows([n for n, _ in new], [b for _, b in new]))
+        order += new
+        for e in range(envs):
+            streams[e].append(new[e])
+    held = {n for n, _ in order[-capacity:]}
+    assert int(state.size) == len(held)
+    if not held:
+        return
+    where = {n: (e, k) for e, stream in enumerate(streams) for k, (n, _) in enumerate(stream)}
+    batch = draw(source, state, jr.key(len(ends)))
+    for i in range(64):
+        first = int(batch.reward[i, 0])
+        assert first in held
+        e, k = where[first]
+        alive = True
+        for j in range(h):
+            inside = k + j < len(streams[e])
+            assert bool(batch.valid[i, j]) == (alive and inside)
+            if alive and inside:
+                assert int(batch.reward[i, j]) == streams[e][k + j][0] and int(batch.reward[i, j]) in held
+                alive = not streams[e][k + j][1]
+            else:
+                alive = False
+    # Every start that has all its successors can be drawn, the oldest one too.
+    if len(order) >= (h - 1) * envs + 1:
+        many = draw(ReplaySource.create(SPEC, capacity, 2000, None, chunk=h, num_envs=envs), state, jr.key(3))
+        starts = order[-capacity:][: max(len(held) - (h - 1) * envs, 1)]
+        assert set(np.asarray(many.reward)[:, 0].astype(int).tolist()) == {n for n, _ in starts}
+
+
+def test_data_set_in_the_buffer_ends_where_the_world_begins():
+    source = ReplaySource.create(SPEC, 100, 500, rows(range(1, 6), [0] * 5), chunk=2)
+    state = source.init(jr.key(0))
+    state = source.receive(state, rows([50], [0]))
+    state = source.receive(state, rows([51], [0]))
+    batch = source.batch(state, jr.key(0))
+    valid = {int(n): v.tolist() for n, v in zip(batch.reward[:, 0], np.asarray(batch.valid), strict=True)}
+    assert valid == {1: [1, 1], 2: [1, 1], 3: [1, 1], 4: [1, 1], 5: [1, 0], 50: [1, 1]}
+    again = source.restored(source.stored(state))
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, state))
+
+
+def test_cut_marks_the_newest_rows():
+    source = ReplaySource.create(SPEC, 4, 500, None, chunk=2, num_envs=2)
+    state = source.init(jr.key(0))
+    for k in (1, 3, 5):  # the ring is full and has turned: rows 3, 4, 5, 6 are held
+        state = source.receive(state, rows([k, k + 1], [0, 0]))
+    np.testing.assert_array_equal(source.cut(state).rows.last, [True, True, False, False])
+    plain = ReplaySource.create(SPEC, 4, 1)
+    state = plain.init(jr.key(0))
+    assert plain.cut(state) is state
+
+
+def test_longest_episode():
+    assert [windows.longest(np.array(last, bool)) for last in ([0, 0], LAST, [1], [1, 0, 1], [])] == [2, 4, 1, 2, 0]
+
+
+# Own worlds
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_own_world_windows_follow_one_copy(n):
+    source = WorldSource.create(Walk(), n, 500, 256, chunk=4)
+    state = source.init(jr.key(2))
+    policy = Uniform.create(Walk.spec)
+    advance = jax.jit(lambda state, key: source.advance(policy, state, key))
+    for i in range(30):
+        state = advance(state, jr.fold_in(jr.key(3), i))
+    batch = source.batch(state, jr.key(4))
+    age, valid = np.asarray(batch.obs)[:, 1], np.asarray(batch.valid)
+    assert 0 < valid[:, -1].mean() < 1
+    whole = valid[:, -1] == 1
+    np.testing.assert_array_equal(np.asarray(batch.next_obs)[whole, 1], age[whole] + 4)  # Walk's obs holds its age
+    assert (age[whole] <= 1).all()  # an episode lasts 5 steps at most
+    assert jax.tree.all(
+        jax.tree.map(partial(np.array_equal, equal_nan=True), source.restored(source.stored(state)), state)
+    )
+
+
+# Plans
+
+
+def test_plan_length():
+    assert [plan_length(shape, SPEC) for shape in ((1,), (7, 3))] == [1, 3]
+    assert plan_length((4,), Spec(SPEC.obs, 3, True)) == 1
+    with pytest.raises(UsageError, match="the policy answers with 5 numbers, but an action has 2"):
+        plan_length((5,), Spec(SPEC.obs, 2))
+
+
+@jax.jit
+def follow(plan: Plan, answer: jax.Array, ended: jax.Array):
+    action, plan = plan.next(lambda: answer)
+    return action, plan.cleared(ended)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 7)), min_size=1, max_size=15))
+def test_plans_on_host_and_device_equal_a_list(script):
+    # Each step asks a policy that plans `h` steps, if any plan is used up; then some episodes end.
+    n = 3
+    host, device, model = HostPlans(n, SPEC), Plan.create(n, 3, SPEC), [[] for _ in range(n)]
+    for step, (h, bits) in enumerate(script):
+        answer = np.arange(n * h, dtype=np.float32).reshape(n, h) + 100 * step
+        calls = []
+        got = host(lambda answer=answer, calls=calls: (calls.append(1), answer)[1])
+        assert len(calls) == any(not plan for plan in model)
+        for e in range(n):
+            model[e] = model[e] or answer[e].tolist()
+        expected = [model[e].pop(0) for e in range(n)]
+        np.testing.assert_array_equal(got[:, 0], expected)
+        ended = np.array([bool(bits >> e & 1) for e in range(n)])
+        action, device = follow(device, answer, ended)
+        np.testing.assert_array_equal(action[:, 0], expected)
+        model = [[] if ended[e] else model[e] for e in range(n)]
+        host.clear(ended)
+        other = HostPlans(n, SPEC)
+        other.restore(host.state())
+        assert other.left.tolist() == [len(plan) for plan in model] == device.left.tolist()
+        host = other
+
+
+def test_plans_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="the policy plans 3 steps, but its agent's config says chunk = 2"):
+        Plan.create(1, 2, SPEC).next(lambda: jnp.zeros((1, 3)))
+    host = HostPlans(2, SPEC)
+    host(lambda: np.zeros((2, 3), np.float32))
+    with pytest.raises(UsageError, match="belongs to another number of environments"):
+        HostPlans(3, SPEC).restore(host.state())

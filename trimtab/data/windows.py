@@ -1,0 +1,52 @@
+"""Windows of successive steps, drawn from rows that lie in the order in which they were recorded."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from trimtab.batches import Chunk, Recorded
+
+
+def draw(
+    rows: Recorded, key: PRNGKeyArray, n: int, h: int, oldest: Int[Array, ""], size: Int[Array, ""], stride: int = 1
+) -> Chunk:
+    """`n` windows of `h` steps, whose first rows are uniform over all that have `h - 1` successors.
+
+    `rows` is a ring of which `size` rows from slot `oldest` on are in use; no window reaches from the newest row to the
+    oldest. The successor of a row lies `stride` rows after it: the number of environments that were recorded in turn.
+    Where fewer rows are in use than one window spans, the steps that are missing have `valid` 0.
+    """
+    start = jr.randint(key, (n,), 0, jnp.maximum(size - (h - 1) * stride, 1))
+    age = start[:, None] + stride * jnp.arange(h, dtype=jnp.int32)[None, :]  # counted from the oldest row
+    slots = (oldest + age) % rows.last.shape[0]
+    data = rows.transition
+    goes_on = ~rows.last[slots[:, :-1]] & (age[:, 1:] < size)
+    valid = jnp.cumprod(jnp.concatenate([jnp.ones((n, 1), bool), goes_on], axis=1).astype(jnp.float32), axis=1)
+    return Chunk(
+        obs=jax.tree.map(lambda x: x[slots[:, 0]], data.obs),
+        action=data.action[slots],
+        reward=data.reward[slots],
+        discount=data.discount[slots],
+        next_obs=jax.tree.map(lambda x: x[slots[:, -1]], data.next_obs),
+        valid=valid,
+    )
+
+
+def interleaved(rows: Recorded, n: int) -> Recorded:
+    """The same rows as if `n` environments had recorded them in turn: `n` pieces, one row of each after the other.
+
+    The rows that do not fill all pieces are dropped from the front. The end of a piece counts as the end of an
+    episode, also for `n` = 1: what is recorded after it has nothing to do with it.
+    """
+    length = rows.last.shape[0] // n
+    pieces = jax.tree.map(lambda x: x[x.shape[0] - n * length :].reshape(n, length, *x.shape[1:]), rows)
+    turned = jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1).reshape(n * length, *x.shape[2:]), pieces)
+    return Recorded(turned.transition, turned.last.at[-n:].set(True))
+
+
+def longest(last: np.ndarray) -> int:
+    """The number of steps of the longest episode."""
+    ends = np.flatnonzero(np.asarray(last))
+    return int(np.diff(np.concatenate([[-1], ends, [len(last) - 1]])).max(initial=0))
