@@ -23,13 +23,14 @@ from trimtab.assemble import (
     spec_to_json,
     stored_state,
 )
-from trimtab.core import UsageError
+from trimtab.core import RunError, UsageError
 from trimtab.data.sources import AbstractSource
 from trimtab.envs.make import find
 from trimtab.run.folder import Run, read_config, replace_text, write_json
 from trimtab.run.logging import check_loggers
 from trimtab.training import checkpoint
 from trimtab.training.compile import configure
+from trimtab.training.fit import REMEDY, kept
 from trimtab.training.predict import Policy
 
 FORMAT = 1
@@ -207,7 +208,8 @@ def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = N
         for member in members:
             runs.append(Run.open(member))
         seeds = [read_config(member)["seed"] for member in members]
-        folders = _common_checkpoints(members, say)
+        _say_failed(runs, steps is not None, say)
+        folders = _common_checkpoints([None if run.failure else run.path for run in runs], say)
         if steps is not None:
             for member, s in zip(members, seeds, strict=True):
                 write_json(member / "config.json", read_config(member) | {key: int(steps), "seed": s})
@@ -219,10 +221,28 @@ def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = N
     return Trained(path)
 
 
-def _common_checkpoints(members: list[Path], say: Callable[[str], Any]) -> list[Path] | None:
-    """The newest undamaged checkpoint of each run; of the same step for all. None: start from the beginning."""
+def _say_failed(runs: list[Run], prolong: bool, say: Callable[[str], Any]) -> None:
+    """Says which of the runs trained together have diverged. Raises `RunError` if nothing else is left to do."""
+    failed = [run for run in runs if run.failure is not None]
+    going = [run for run in runs if run.failure is None]
+    each = ", ".join(f"{run.path} diverged ({run.failure}; {kept(run)})" for run in failed)
+    if failed and (not going or (all(run.done for run in going) and not prolong)):
+        others = "the other seeds are finished; " if going else ""
+        raise RunError(f"{each}: resumed, it would diverge again; {others}train anew: {REMEDY}")
+    if failed:
+        say(f"{each} and is left alone; the other seeds go on")
+
+
+def _common_checkpoints(members: list[Path | None], say: Callable[[str], Any]) -> list[Path] | None:
+    """The newest undamaged checkpoint of each run; of the same step for all. None: start from the beginning.
+
+    The place of a run that diverged (None in `members`) is filled with another's checkpoint: what trains there is not
+    kept, but the others compute the same bits as if nothing had stopped them.
+    """
     found: list[Path | None] = []
     for member in members:
+        if member is None:
+            continue
         newest, passed_over = checkpoint.newest(member)
         for line in passed_over:
             say(line)
@@ -232,7 +252,8 @@ def _common_checkpoints(members: list[Path], say: Callable[[str], Any]) -> list[
         return None
     folders = [folder for folder in found if folder is not None]
     step = min(int(folder.name.removeprefix("step_")) for folder in folders)
-    folders = [member / "checkpoints" / f"step_{step}" for member in members]
+    filler = folders[0].parents[1]
+    folders = [(member or filler) / "checkpoints" / f"step_{step}" for member in members]
     for folder in folders:
         reason = checkpoint.damage(folder)
         if reason is not None:

@@ -28,7 +28,7 @@ from trimtab.run.logging import Progress, make_loggers
 from trimtab.training import checkpoint
 from trimtab.training.compile import Totals, seed_axes
 from trimtab.training.evaluate import EVALUATION_SEED, GymEvaluator, WorldEvaluator
-from trimtab.training.fit import Schedule, Training, fit, take_seed
+from trimtab.training.fit import REMEDY, Diverged, Schedule, Training, fit, kept, take_seed
 
 EnvLike = str | Callable[..., Any] | AbstractEnv
 """An environment's id, a factory of Gymnasium environments, or an own world."""
@@ -197,21 +197,29 @@ def _evaluators(setup: Setup, seeds: list[int]) -> Iterator[list[Any]]:
 
 
 def execute(setup: Setup, runs: list[Run], seeds: list[int], folders: list[Path] | None, quiet: bool) -> None:
-    """Trains through all phases, from the beginning or from one checkpoint a run, and writes `final/` and `DONE`."""
+    """Trains through all phases, from the beginning or from one checkpoint a run, and writes `final/` and `DONE`.
+
+    Runs that diverged beside others get neither; `Diverged` then names them, after the others have ended.
+    """
     record, phases = setup.record, setup.phases()
     together = len(seeds) if len(seeds) > 1 else None
     meta = checkpoint.meta(folders[0]) if folders else None
     total = setup.schedule(phases[-1]).steps
     begin = meta["step"] if meta else 0
     progress = Progress(total, begin, "step" if phases[-1] == "online" else "update", quiet)
-    for run in runs:
+    failed = {i: run.failure for i, run in enumerate(runs) if run.failure is not None}
+    for i, run in enumerate(runs):
+        if i in failed:
+            continue
         run.rewind(begin)
         run.attach(make_loggers(tuple(record["log"]), run.path, record, begin if meta else None))
     agents = [
         checkpoint.load_tree(folders[i], "agent", setup.skeleton()) if folders else setup.agent(s)
         for i, s in enumerate(seeds)
     ]
-    training = Training(_stack_agents(agents) if together else agents[0], None, step=begin, seeds=together)
+    training = Training(
+        _stack_agents(agents) if together else agents[0], None, step=begin, seeds=together, failed=failed
+    )
     if meta:
         training.best = [checkpoint.meta(folder)["best"] for folder in folders or []]
         training.best = [-np.inf if best is None else best for best in training.best]
@@ -256,9 +264,20 @@ def execute(setup: Setup, runs: list[Run], seeds: list[int], folders: list[Path]
     finally:
         progress.close()
     for i, run in enumerate(runs):
+        if i in training.failed:
+            continue
         agent = training.agent if together is None else take_seed(training.agent, i)
         checkpoint.save(run.path / "final", {"agent": agent}, {}, {"step": training.step})
         run.finish()
+    if training.failed:
+        raise Diverged(_failures(training.failed, runs, seeds))
+
+
+def _failures(failed: dict[int, str], runs: list[Run], seeds: list[int]) -> str:
+    """The seeds that diverged, what to do about them, and what became of the others."""
+    each = ", ".join(f"seed {seeds[i]} ({why}; {kept(runs[i])})" for i, why in sorted(failed.items()))
+    others = ", ".join(f"seed {s}" for i, s in enumerate(seeds) if i not in failed)
+    return f"training diverged: {each}; {REMEDY}; finished: {others or 'none'}"
 
 
 def _collector(world: World, num_envs: int, seed: int) -> Collector:

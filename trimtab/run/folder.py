@@ -120,6 +120,16 @@ class Run:
         """Whether the run has finished."""
         return (self.path / "DONE").exists()
 
+    @property
+    def failure(self) -> str | None:
+        """Why training diverged, if it did while the runs beside this one went on."""
+        file = self.path / "FAILED"
+        return file.read_text().strip() if file.exists() else None
+
+    def fail(self, why: str) -> None:
+        """Marks the run as diverged: nothing more will be written, and a resume of the others leaves it alone."""
+        replace_text(self.path / "FAILED", why + "\n")
+
     def finish(self) -> None:
         """Marks the run as finished."""
         replace_text(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")

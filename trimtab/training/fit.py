@@ -30,6 +30,9 @@ Probe = Callable[[Any, Any, Any], Metrics]
 SETTLED = 100
 """Updates in a log line after which a loss that is still missing is NaN rather than delayed."""
 
+REMEDY = "lower the learning rate or try --agent.critic-norm layer"
+"""What to do about a run that diverged."""
+
 ACT_STREAM, SOURCE_STREAM, PROBE_STREAM = 1, 2, 3
 """Random streams beside the updates' own, folded into the run key."""
 
@@ -67,6 +70,13 @@ class Training:
     totals: Totals | None = None
     """sums of the updates' metrics since the last log line; None: no update in this phase yet."""
     seeds: int | None = None
+    failed: dict[int, str] = field(default_factory=dict)
+    """runs that diverged beside others that went on: index -> what was not finite. Nothing is written for them."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether all of several runs have diverged."""
+        return self.seeds is not None and len(self.failed) == self.seeds
 
 
 class Interrupted(TrimtabError):
@@ -78,7 +88,7 @@ class Interrupted(TrimtabError):
 
 
 class Diverged(RunError):
-    """A loss became NaN or infinite. No checkpoint of that state is written."""
+    """A loss or a parameter became NaN or infinite. No checkpoint of that state is written."""
 
 
 class _Signals:
@@ -120,18 +130,18 @@ def fit(
 
     `runs` has one folder a seed; with several, `training` and `run_key` carry a leading seed axis. `evaluate` has one
     evaluator a run, or is empty. A checkpoint is written at each `checkpoint_every`, at the end, when interrupted
-    (raises `Interrupted`), and when the environment fails (raises `RunError`).
+    (raises `Interrupted`), and when the environment fails (raises `RunError`). A run whose numbers are no longer finite
+    raises `Diverged`; one of several is noted in `training.failed` while the others go on.
     """
     loop = _Loop(training, source, runs, schedule, run_key, progress, collector, evaluate, probes or {}, phase)
     with _Signals() as signals:
         try:
             loop.start()
-            while training.step < schedule.steps:
+            while training.step < schedule.steps and not training.lost:
                 if signals.received is not None:
                     loop.checkpoint()
-                    path = " ".join(str(run.path) for run in runs)
                     raise Interrupted(
-                        f"interrupted at step {training.step:,}: go on with `trimtab resume {path}`",
+                        f"interrupted at step {training.step:,}: go on with `trimtab resume {runs[0].path}`",
                         128 + signals.received,
                     )
                 loop.advance()
@@ -251,30 +261,38 @@ class _Loop:
             shared["time/fps"] = (t.step - self.logged_at[0]) / elapsed
         self.logged_at, self.logged_time = (t.step, updates), now
         mean = None
-        for i, run in enumerate(self.runs):
+        for i, run in self._going():
             with np.errstate(invalid="ignore"):  # 0/0: a metric that no update since the last line computed
                 means = {name: float(np.divide(*map(np.atleast_1d, pair))[i]) for name, pair in totals.items()}
             rollout = self._rollout(i)
             mean = rollout.get("rollout/ep_rew_mean", mean)
             run.log(t.step, rollout | {f"train/{name}": value for name, value in means.items()} | shared)
             if new >= SETTLED:
-                self._check_finite(run, means)
+                broken = [name for name, value in means.items() if name.endswith("_loss") and not np.isfinite(value)]
+                if broken:
+                    self._fail(i, broken[0])
         self.progress.show(t.step, mean, rate)
 
-    def _check_finite(self, run: Run, means: dict[str, float]) -> None:
-        broken = [name for name, value in means.items() if name.endswith("_loss") and not np.isfinite(value)]
-        if not broken:
-            return
-        text = self._diverged(run, broken[0])
-        if self.t.seeds is None:
-            raise Diverged(text)
-        self.progress.say(text)
+    def _going(self) -> list[tuple[int, Run]]:
+        """The runs that have not diverged, with their place on the seed axis."""
+        return [(i, run) for i, run in enumerate(self.runs) if i not in self.t.failed]
 
-    def _diverged(self, run: Run, what: str) -> str:
-        return (
-            f"training diverged: {what} is not finite before step {self.t.step:,}; lower the learning rate or try "
-            f"--agent.critic-norm layer (the last good checkpoint is in {run.path / 'checkpoints'})"
-        )
+    def _sound(self) -> dict[int, AbstractAgent]:
+        """The agents of the runs that go on: what may be written. One that is not finite ends its run here."""
+        agents = {i: self._agent(i) for i, _ in self._going()}
+        for i, agent in agents.items():
+            if not all_finite(agent):
+                self._fail(i, "a parameter")
+        return {i: agents[i] for i, _ in self._going()}
+
+    def _fail(self, i: int, what: str) -> None:
+        """Ends a run: one that trains alone by raising `Diverged`, one of several without harm to the others."""
+        run, why = self.runs[i], f"{what} is not finite before step {self.t.step:,}"
+        if self.t.seeds is None:
+            raise Diverged(f"training diverged: {why}; {REMEDY} ({kept(run)})")
+        self.t.failed[i] = why
+        run.fail(why)
+        self.progress.say(f"{run.path.name} diverged: {why}")
 
     def _rollout(self, i: int) -> dict[str, float]:
         if self.collector is not None:
@@ -293,8 +311,8 @@ class _Loop:
         t = self.t
         began = time.perf_counter()
         t.best = t.best or [-np.inf] * len(self.runs)
-        for i, run in enumerate(self.runs):
-            agent = self._agent(i)
+        for i, agent in self._sound().items():
+            run = self.runs[i]
             episodes = self.evaluate[i](agent.policy, self.schedule.eval_episodes)
             run.log_eval(t.step, episodes)
             returns = np.array([episode["return"] for episode in episodes])
@@ -329,9 +347,7 @@ class _Loop:
         return take_seed(self.t.agent, i)
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint a run and removes the oldest. Raises `Diverged` rather than keep a broken agent."""
-        if self.t.seeds is None and not all_finite(self.t.agent):
-            raise Diverged(self._diverged(self.runs[0], "a parameter"))
+        """Writes a checkpoint a run and removes the oldest, but never one of an agent that is not finite."""
         arrays: dict[str, np.ndarray] = {}
         if self.collector is not None:
             arrays = {f"collector/{name}": value for name, value in self.collector.state().items()}
@@ -342,10 +358,11 @@ class _Loop:
         if t.pending is not None:
             arrays |= {f"pending/{j}": np.asarray(leaf) for j, leaf in enumerate(jax.tree.leaves(t.pending))}
         totals = {f"totals/{name}": np.stack(pair) for name, pair in jax.device_get(t.totals or {}).items()}
-        for i, run in enumerate(self.runs):
+        for i, agent in self._sound().items():
+            run = self.runs[i]
             arrays |= totals if t.seeds is None else {name: pair[:, i] for name, pair in totals.items()}
             state = t.state if t.seeds is None else jax.tree.map(lambda x, i=i: x[i], t.state)
-            trees = {"agent": self._agent(i), "source": self.source.stored(state)}
+            trees = {"agent": agent, "source": self.source.stored(state)}
             best = t.best[i] if t.best else None
             meta = {"step": t.step, "updates": t.updates, "phase": self.phase, "best": best}
             checkpoint.save(run.path / "checkpoints" / f"step_{t.step}", trees, arrays, meta)
@@ -354,6 +371,7 @@ class _Loop:
     def finish(self) -> None:
         """Receives the last rows. The checkpoint before it lets the run be prolonged exactly."""
         self._receive()
+        self._sound()
 
     def rescue(self, error: RunError) -> RunError:
         """The error with what was saved. The environments may be broken, so a resume starts new episodes."""
@@ -363,9 +381,17 @@ class _Loop:
                 state = self.collector.state() | {"exact": np.array(False)}
                 arrays = {f"collector/{name}": value for name, value in state.items() if not name.startswith("env/")}
             self._save(arrays)
+        except Diverged as cause:
+            return cause  # an agent that is not finite acts so as to break environments
         except (TrimtabError, OSError):
             return error  # the disk is what failed: earlier checkpoints stand, and `error` says what to do
         return RunError(f"{error} (progress up to step {self.t.step:,} is saved in {self.runs[0].path})")
+
+
+def kept(run: Run) -> str:
+    """What is left of a run that diverged."""
+    left = checkpoint.checkpoints(run.path)
+    return f"its last good checkpoint is {left[-1]}" if left else "it had no checkpoint yet"
 
 
 def take_seed(agent: Any, i: int) -> Any:
