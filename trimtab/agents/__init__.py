@@ -5,10 +5,17 @@ from typing import Any
 from trimtab.agents.ddpg import DDPG as DDPG
 from trimtab.agents.iql import IQL as IQL
 from trimtab.agents.sac import SAC as SAC
+from trimtab.agents.sac_flow import SACFlow as SACFlow
 from trimtab.agents.td3 import TD3 as TD3
 from trimtab.core import AbstractAgent
 
-AGENTS: dict[str, type[AbstractAgent]] = {"ddpg": DDPG, "iql": IQL, "sac": SAC, "td3": TD3}
+AGENTS: dict[str, type[AbstractAgent]] = {
+    "ddpg": DDPG,
+    "iql": IQL,
+    "sac": SAC,
+    "sac-flow": SACFlow,
+    "td3": TD3,
+}
 """Every agent by its command-line name."""
 
 

@@ -21,7 +21,7 @@ import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray
 
 from trimtab.core import AbstractAgent, Metrics
-from trimtab.nets.critic import Critic
+from trimtab.nets.critic import Critic, CrossQCritic
 from trimtab.nets.mlp import MLP, concat
 
 DEAD_WARN, DEAD_BAD = 0.25, 0.6
@@ -50,7 +50,9 @@ def gradients(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, 
 def values(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, batches: int) -> Metrics:
     """Statistics of every critic on one batch; empty for an agent without one."""
     batch = source.batch(state, key)
-    critics = [net for _, net in _nets(agent, Critic)][:1]  # the online critic comes first, its target later
+    critics = [net for _, net in nets_of(agent, Critic | CrossQCritic)][
+        :1
+    ]  # the online critic comes first, its target later
     found: Metrics = {}
     for critic in critics:
         q = critic(batch.obs, batch.action)
@@ -68,13 +70,13 @@ def units(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, batc
     batch = source.batch(state, key)
     inputs = [concat(batch.obs), concat(batch.obs, batch.action)]
     found: Metrics = {}
-    for path, net in _nets(agent, MLP):
+    for path, net in nets_of(agent, MLP):
         width = net.layers[0].weight.shape[-2]
         fitting = [x for x in inputs if x.shape[-1] == width]
         if fitting and len(net.layers) > 1:
             shares = [_dead(layer) for layer in net.hidden(fitting[0])]
             found[f"dead/{path}"] = jnp.stack(shares).mean()
-    largest = [jnp.abs(x).max() for _, net in _nets(agent, MLP) for x in jax.tree.leaves(net)]
+    largest = [jnp.abs(x).max() for _, net in nets_of(agent, MLP) for x in jax.tree.leaves(net)]
     return found | {"params/largest": jnp.stack(largest).max()}
 
 
@@ -84,8 +86,8 @@ def _dead(activations: Array) -> Array:
     return (high - low < 1e-6).mean(dtype=jnp.float32)
 
 
-def _nets(agent: AbstractAgent, kind: type) -> list[tuple[str, Any]]:
-    """Every network of a kind in the agent, with the name of the field that holds it."""
+def nets_of(agent: AbstractAgent, kind: Any) -> list[tuple[str, Any]]:
+    """Every part of the agent that is an instance of `kind`, with the path of the field that holds it."""
     leaves = jax.tree_util.tree_leaves_with_path(agent, is_leaf=lambda x: isinstance(x, kind))
     found = [
         (jax.tree_util.keystr(path, simple=True, separator="."), net) for path, net in leaves if isinstance(net, kind)

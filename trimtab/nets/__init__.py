@@ -1,6 +1,8 @@
 """Networks as Modules whose every leaf is an array."""
 
+from trimtab.nets.batch_norm import BatchRenorm as BatchRenorm
 from trimtab.nets.critic import Critic as Critic
+from trimtab.nets.critic import CrossQCritic as CrossQCritic
 from trimtab.nets.critic import Value as Value
 from trimtab.nets.linear import LayerNorm as LayerNorm
 from trimtab.nets.linear import Linear as Linear

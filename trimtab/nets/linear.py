@@ -19,14 +19,31 @@ class Linear(eqx.Module):
 
     @classmethod
     def create(
-        cls, in_size: int, out_size: int, key: PRNGKeyArray, *, members: int | None = None, scale: float = 1.0
+        cls,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        *,
+        members: int | None = None,
+        scale: float = 1.0,
+        init: str = "torch",
     ) -> "Linear":
-        """Weights and biases uniform in +-scale/sqrt(in_size): PyTorch's default, which SB3 and CleanRL train with."""
+        """Random weights; `scale` multiplies them (and the biases, where those are random).
+
+        `init` is "torch": weights and biases uniform in +-1/sqrt(in), PyTorch's default, which SB3 and CleanRL train
+        with; "lecun": normal of variance 1/in, cut at two standard deviations, Flax's default; or "glorot": uniform of
+        variance 2/(in + out), as FQL's family has it. The last two start biases at 0.
+        """
         lead = () if members is None else (members,)
         k_weight, k_bias = jr.split(key)
-        bound = scale / in_size**0.5
-        weight = jr.uniform(k_weight, (*lead, in_size, out_size), minval=-bound, maxval=bound)
-        return cls(weight, jr.uniform(k_bias, (*lead, out_size), minval=-bound, maxval=bound))
+        shape = (*lead, in_size, out_size)
+        if init == "torch":
+            bound = scale / in_size**0.5
+            weight = jr.uniform(k_weight, shape, minval=-bound, maxval=bound)
+            return cls(weight, jr.uniform(k_bias, (*lead, out_size), minval=-bound, maxval=bound))
+        make = jax.nn.initializers.glorot_uniform if init == "glorot" else jax.nn.initializers.lecun_normal
+        weight = make(batch_axis=0 if lead else ())(k_weight, shape, jnp.float32)
+        return cls(scale * weight, jnp.zeros((*lead, out_size)))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         if self.weight.ndim == 2:

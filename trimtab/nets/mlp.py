@@ -49,8 +49,10 @@ class MLP(eqx.Module):
         norm: str | None = None,
         members: int | None = None,
         out_scale: float = 1.0,
+        init: str = "torch",
     ) -> "MLP":
-        """`norm` is None or "layer" (before each activation); `out_scale` shrinks the last layer's initial weights.
+        """`norm` is None or "layer" (before each activation); `out_scale` shrinks the last layer's initial weights;
+        `init` is that of `Linear.create`.
 
         Raises `UsageError` for an unknown activation or norm, or a width below 1.
         """
@@ -64,7 +66,7 @@ class MLP(eqx.Module):
         keys = jr.split(key, len(sizes) - 1)
         scales = [1.0] * len(hidden) + [out_scale]
         layers = tuple(
-            Linear.create(i, o, k, members=members, scale=s)
+            Linear.create(i, o, k, members=members, scale=s, init=init)
             for i, o, k, s in zip(sizes[:-1], sizes[1:], keys, scales, strict=True)
         )
         norms = tuple(LayerNorm.create(size, members=members) for size in hidden) if norm == "layer" else ()

@@ -1,0 +1,37 @@
+"""Embeddings of a flow's time t in [0, 1]."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from trimtab.nets.mlp import MLP
+
+
+class SinusoidalTime(eqx.Module):
+    """sin and cos of t at 16 frequencies from 1 to 1e-4, then Linear(64), silu, Linear(32): scalar -> (32,)."""
+
+    mlp: MLP
+
+    @classmethod
+    def create(cls, key: PRNGKeyArray) -> "SinusoidalTime":
+        """The sizes of SAC Flow's gated velocity."""
+        return cls(MLP.create(32, (64,), 32, key, activation="silu"))
+
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, "32"]:
+        angles = t * jnp.exp(-jnp.arange(16, dtype=jnp.float32) * (jnp.log(1e4) / 15.0))
+        return self.mlp(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
+
+
+class MLPTime(eqx.Module):
+    """Linear(D/4), silu, Linear(D/2), silu, Linear(D) of the bare scalar: scalar -> (D,)."""
+
+    mlp: MLP
+
+    @classmethod
+    def create(cls, size: int, key: PRNGKeyArray) -> "MLPTime":
+        """For tokens of width `size` >= 4."""
+        return cls(MLP.create(1, (size // 4, size // 2), size, key, activation="silu"))
+
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, " d"]:
+        return self.mlp(jax.lax.broadcast(t, (1,)))

@@ -1,0 +1,190 @@
+"""Flow policies: an action is the end of K Euler steps through a velocity network, squashed by tanh.
+
+    x_0 ~ N(0, I),  t_i = i/K,  dt = 1/K,  a = tanh(x_K)
+    x_{i+1} = x_i + v(t_i, x_i, s) dt                                          the ODE: what is evaluated
+    x_{i+1} = x_i + v dt + sigma_i e_i                                         `LearnedStd`, e_i ~ N(0, I)
+    x_{i+1} = x_i + b dt + sigma sqrt(dt) e_i                                  `ConstStd`
+      b = v + sigma^2/2 * score,  score = (t v - x)/(1 - t)                    drift-corrected; else b = v
+    log p(path | s) = log N(x_0; 0, I) + sum_i log N(x_{i+1}; mean_i, std_i^2) - sum_j log(scale_j (1 - a_j^2))
+
+`log p` is the density of the whole path x_0 .. x_K, of the action in the environment's units (scale: half the width of
+its bounds); it is an upper-level object and not the density of the action, which a flow does not know. The drift
+correction keeps the marginals of the ODE for a rectified flow from N(0, I), whatever sigma (SAC Flow,
+arXiv:2509.25756).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from trimtab.core import AbstractPolicy, Spec, UsageError
+from trimtab.ops import standard_log_prob, tanh_log_det
+from trimtab.policies.velocity import AbstractVelocity
+from trimtab.policies.velocity import DecoderVelocity as DecoderVelocity
+from trimtab.policies.velocity import GatedVelocity as GatedVelocity
+from trimtab.policies.velocity import MLPVelocity as MLPVelocity
+
+
+class LearnedStd(eqx.Module):
+    """sigma_i = exp(low + (high - low)/2 (tanh(f) + 1)), f the velocity's head for it. At f = 0: exp((low + high)/2).
+
+    `on_velocity` noises the velocity instead of the state: the step's std is then sigma dt.
+    `official_logp` leaves log(sigma dt) out of the density, as the official Flow-T does: its entropy then does not
+    depend on sigma. For comparisons only; it implies `on_velocity`.
+    """
+
+    low: float = eqx.field(static=True, default=-5.0)
+    high: float = eqx.field(static=True, default=2.0)
+    on_velocity: bool = eqx.field(static=True, default=False)
+    official_logp: bool = eqx.field(static=True, default=False)
+
+
+class ConstStd(eqx.Module):
+    """The same sigma at every step and state; each step's std is sigma sqrt(dt)."""
+
+    std: float = eqx.field(static=True)
+    drift_corrected: bool = eqx.field(static=True, default=True)
+
+
+class Rollout(eqx.Module):
+    """One rollout for each row of a batch."""
+
+    action: Float[Array, "*b act"]
+    """tanh(x_K), in [-1, 1]."""
+    log_prob: Float[Array, "*b"]
+    """log p(path | s); of a rollout without noise, its x_0 and tanh terms alone."""
+    path: tuple[Float[Array, "*b act"], ...]
+    """x_0 .. x_K, before tanh."""
+    log_std: Float[Array, ""]
+    """mean log std of the steps' noise; -inf without noise."""
+
+
+class FlowPolicy(AbstractPolicy):
+    """A velocity network, how its rollout is noised, and how many steps it takes.
+
+    Called as a policy it acts by a rollout with noise; `Ode` acts without. `steps` may be changed after training.
+    """
+
+    velocity: AbstractVelocity
+    noise: LearnedStd | ConstStd
+    steps: int = eqx.field(static=True)
+    log_volume: float = eqx.field(static=True)
+    """log of the product of the scales of all action dimensions."""
+
+    @classmethod
+    def create(cls, spec: Spec, velocity: AbstractVelocity, noise: LearnedStd | ConstStd, steps: int) -> "FlowPolicy":
+        """`velocity` acts in `spec`, once or for several actions in a row (a chunk). Raises `UsageError` if
+        steps < 1 or if `ConstStd` has no positive std."""
+        if steps < 1:
+            raise UsageError(f"flow_steps must be at least 1, got {steps}")
+        if isinstance(noise, ConstStd) and not noise.std > 0:
+            raise UsageError(f"the noise of a flow's steps must be positive, got {noise.std}")
+        widths = zip(spec.action_low, spec.action_high, strict=True)
+        log_volume = sum(math.log((high - low) / 2) for low, high in widths)
+        return cls(velocity, noise, steps, log_volume * (velocity.action_size // spec.action_size))
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        return self.sample(obs, key).action
+
+    def sample(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Rollout:
+        """A rollout with noise, outside of training."""
+        return self.rollout(obs, *self.draw(obs, key))[0]
+
+    def sample_train(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> "tuple[Rollout, FlowPolicy]":
+        """A rollout with noise and batch statistics, and the policy with new running ones."""
+        return self.rollout(obs, *self.draw(obs, key), train=True)
+
+    def draw(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> tuple[Array, Array]:
+        """x_0 of shape (..., act) and the noise e of shape (K, ..., act), both standard normal."""
+        shape = (*jax.tree.leaves(obs)[0].shape[:-1], self.velocity.action_size)
+        # The barrier keeps XLA from drawing the same numbers again wherever they are used.
+        noise = jax.lax.optimization_barrier(jr.normal(key, (self.steps + 1, *shape)))
+        return noise[0], noise[1:]
+
+    def rollout(
+        self,
+        obs: PyTree[Float[Array, "..."]],
+        start: Float[Array, "*b act"],
+        noise: Float[Array, "k *b act"] | None,
+        *,
+        train: bool = False,
+        nudges: Float[Array, "k *b act"] | None = None,
+        calls: Sequence[AbstractVelocity] | None = None,
+    ) -> "tuple[Rollout, FlowPolicy]":
+        """K steps from `start`, with the given noise or along the ODE (None).
+
+        For diagnostics: `nudges` are added to x_i before step i, `calls` are the networks of the K calls.
+        """
+        velocity, x, dt = self.velocity, start, 1.0 / self.steps
+        memory = velocity.encode(obs)
+        path, log_stds = [x], []
+        log_prob = standard_log_prob(start, jnp.zeros_like(start))
+        for i in range(self.steps):
+            if nudges is not None:
+                x = x + nudges[i]
+            if calls is not None:
+                velocity, memory = calls[i], calls[i].encode(obs)
+            v, raw, velocity = velocity.forward(x, jnp.float32(i * dt), memory, train)
+            if noise is None:
+                x = x + dt * v
+            else:
+                mean, log_std, official = self._step(x, v, raw, i * dt, dt)
+                x = mean + jnp.exp(log_std) * noise[i]
+                log_prob = log_prob + standard_log_prob(noise[i], jnp.zeros_like(log_std) if official else log_std)
+                log_stds.append(log_std.mean())
+            path.append(x)
+        log_std = jnp.stack(log_stds).mean() if log_stds else jnp.float32(-jnp.inf)
+        log_prob = log_prob - tanh_log_det(x) - self.log_volume
+        policy = FlowPolicy(velocity if calls is None else self.velocity, self.noise, self.steps, self.log_volume)
+        return Rollout(jnp.tanh(x), log_prob, tuple(path), log_std), policy
+
+    def _step(self, x: Array, v: Array, raw: Array | None, t: float, dt: float) -> tuple[Array, Array, bool]:
+        """Mean and log std of the next state, and whether the density leaves the log std out."""
+        if isinstance(self.noise, ConstStd):
+            sigma = self.noise.std
+            drift = corrected_drift(v, x, t, sigma) if self.noise.drift_corrected else v
+            return x + dt * drift, jnp.full_like(x, math.log(sigma * math.sqrt(dt))), False
+        assert raw is not None, "LearnedStd needs a velocity with a std head"
+        low, high, official = self.noise.low, self.noise.high, self.noise.official_logp
+        log_std = low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
+        return x + dt * v, log_std + math.log(dt) if self.noise.on_velocity or official else log_std, official
+
+
+class Ode(AbstractPolicy):
+    """A flow policy without noise on its steps: x_0 is drawn, the rest follows. What is evaluated and exported."""
+
+    inner: FlowPolicy
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        start, _ = self.inner.draw(obs, key)
+        return self.from_start(obs, start)
+
+    def from_start(self, obs: PyTree[Float[Array, "..."]], start: Float[Array, "*b act"]) -> Array:
+        """The action to which `start` flows."""
+        return self.inner.rollout(obs, start, None)[0].action
+
+
+def corrected_drift(v: Array, x: Array, t: float | Array, sigma: float) -> Array:
+    """`v + sigma^2/2 (t v - x)/(1 - t)`: the drift whose SDE with noise sigma has the marginals of dx = v dt.
+
+    For a rectified flow from N(0, I), whose score is (t v - x)/(1 - t); `t` below 1.
+    """
+    return v + (0.5 * sigma**2 / (1.0 - t)) * (t * v - x)
+
+
+def flow_matching_loss(
+    velocity: AbstractVelocity, obs: Any, action: Float[Array, "b act"], key: PRNGKeyArray
+) -> Float[Array, "b act"]:
+    """`(v(s, x_t, t) - (a - x_0))^2` elementwise, x_t = (1 - t) x_0 + t a, one t ~ U(0, 1) and x_0 ~ N(0, I) a row."""
+    k_start, k_time = jr.split(key)
+    start = jr.normal(k_start, action.shape)
+    times = jr.uniform(k_time, action.shape[:1])
+    t = jnp.broadcast_to(times[:, None], action.shape)
+    one = lambda x, time, o: velocity.forward(x, time, velocity.encode(o), False)[0]
+    return jnp.square(jax.vmap(one)((1.0 - t) * start + t * action, times, obs) - (action - start))
