@@ -30,7 +30,7 @@ from trimtab.run.folder import Run, read_config, replace_text, write_json
 from trimtab.run.logging import check_loggers
 from trimtab.training import checkpoint
 from trimtab.training.compile import configure
-from trimtab.training.fit import REMEDY, kept
+from trimtab.training.fit import REMEDY, Interrupted, Signals, kept
 from trimtab.training.predict import Policy
 
 FORMAT = 1
@@ -81,7 +81,7 @@ def train(
     buffer. `config` is the agent's `Config` (default: its defaults). Steps are environment steps online, updates
     offline. `seeds` trains one agent a seed, together by `vmap` where the source lives on the device, else one after
     the other. Raises `UsageError` for a request that cannot be carried out, `RunError` for a run that fails, and
-    `trimtab.training.fit.Interrupted` after Ctrl-C, when a checkpoint has been written.
+    `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a checkpoint if there was anything to save.
     """
     import_all(imports)
     kind = agent_class(agent)
@@ -157,21 +157,27 @@ def _start(
     paths: list[Path] = []
     for group in groups:
         runs: list[Run] = []
-        try:
-            for s in group:
-                run_name = name if name is None or not many else f"{name}_s{s}"
-                runs.append(Run.create(out, label, record["agent"], s, run_name, record | {"seed": s}))
-            for run, s in zip(runs, group, strict=True):
-                if command is not None:
-                    replace_text(run.path / "command.txt", command + "\n")
-                if together:
-                    siblings = [str(other.path.name) for other in runs]
-                    write_json(run.path / "config.json", record | {"seed": s, "group": siblings})
-            execute(setup, runs, group, None, quiet)
-        finally:
-            for run in runs:
-                run.close()
+        with Signals(runs) as signals:
+            try:
+                with signals.waiting():  # a folder that can be resumed, or none
+                    for s in group:
+                        run_name = name if name is None or not many else f"{name}_s{s}"
+                        runs.append(Run.create(out, label, record["agent"], s, run_name, record | {"seed": s}))
+                    for run, s in zip(runs, group, strict=True):
+                        if command is not None:
+                            replace_text(run.path / "command.txt", command + "\n")
+                        if together:
+                            siblings = [str(other.path.name) for other in runs]
+                            write_json(run.path / "config.json", record | {"seed": s, "group": siblings})
+                signals.check()
+                execute(setup, runs, group, None, quiet, signals)
+            finally:
+                for run in runs:
+                    run.close()
         paths += [run.path for run in runs]
+        if signals.received is not None and group is not groups[-1]:
+            status = 128 + signals.received
+            raise Interrupted(f"interrupted: {paths[-1]} is finished, the seeds after it have not begun", status)
     trained = [Trained(path) for path in paths]
     return trained if many else trained[0]
 
@@ -204,20 +210,21 @@ def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = N
         )
     setup = Setup.create(record, env if env is not None else record["env"])
     runs: list[Run] = []
-    try:
-        for member in members:
-            runs.append(Run.open(member))
-        seeds = [read_config(member)["seed"] for member in members]
-        _say_failed(runs, steps is not None, say)
-        folders = _common_checkpoints([None if run.failure else run.path for run in runs], say)
-        if steps is not None:
-            for member, s in zip(members, seeds, strict=True):
-                write_json(member / "config.json", read_config(member) | {key: int(steps), "seed": s})
-                (member / "DONE").unlink(missing_ok=True)
-        execute(setup, runs, seeds, folders, quiet)
-    finally:
-        for opened in runs:
-            opened.close()
+    with Signals(runs) as signals:
+        try:
+            for member in members:
+                runs.append(Run.open(member))
+            seeds = [read_config(member)["seed"] for member in members]
+            _say_failed(runs, steps is not None, say)
+            folders = _common_checkpoints([None if run.failure else run.path for run in runs], say)
+            if steps is not None:
+                for member, s in zip(members, seeds, strict=True):
+                    write_json(member / "config.json", read_config(member) | {key: int(steps), "seed": s})
+                    (member / "DONE").unlink(missing_ok=True)
+            execute(setup, runs, seeds, folders, quiet, signals)
+        finally:
+            for opened in runs:
+                opened.close()
     return Trained(path)
 
 

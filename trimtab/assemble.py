@@ -28,7 +28,7 @@ from trimtab.run.logging import Progress, make_loggers
 from trimtab.training import checkpoint
 from trimtab.training.compile import Totals, seed_axes
 from trimtab.training.evaluate import EVALUATION_SEED, GymEvaluator, WorldEvaluator
-from trimtab.training.fit import REMEDY, Diverged, Schedule, Training, fit, kept, take_seed
+from trimtab.training.fit import REMEDY, Diverged, Schedule, Signals, Training, fit, kept, take_seed
 
 EnvLike = str | Callable[..., Any] | AbstractEnv
 """An environment's id, a factory of Gymnasium environments, or an own world."""
@@ -196,7 +196,9 @@ def _evaluators(setup: Setup, seeds: list[int]) -> Iterator[list[Any]]:
             evaluator.close()
 
 
-def execute(setup: Setup, runs: list[Run], seeds: list[int], folders: list[Path] | None, quiet: bool) -> None:
+def execute(
+    setup: Setup, runs: list[Run], seeds: list[int], folders: list[Path] | None, quiet: bool, signals: Signals
+) -> None:
     """Trains through all phases, from the beginning or from one checkpoint a run, and writes `final/` and `DONE`.
 
     Runs that diverged beside others get neither; `Diverged` then names them, after the others have ended.
@@ -228,7 +230,7 @@ def execute(setup: Setup, runs: list[Run], seeds: list[int], folders: list[Path]
     try:
         with _evaluators(setup, seeds) as evaluators:
             for phase in phases:
-                if meta and phases.index(phase) < phases.index(meta["phase"]):
+                if training.lost or (meta and phases.index(phase) < phases.index(meta["phase"])):
                     continue
                 source = setup.source(phase)
                 here = meta if meta and meta["phase"] == phase else None
@@ -257,18 +259,20 @@ def execute(setup: Setup, runs: list[Run], seeds: list[int], folders: list[Path]
                         collector=collector,
                         evaluate=evaluators,
                         phase=phase,
+                        signals=signals,
                     )
                 finally:
                     if collector is not None:
                         collector.close()
     finally:
         progress.close()
-    for i, run in enumerate(runs):
-        if i in training.failed:
-            continue
-        agent = training.agent if together is None else take_seed(training.agent, i)
-        checkpoint.save(run.path / "final", {"agent": agent}, {}, {"step": training.step})
-        run.finish()
+    with signals.waiting():
+        for i, run in enumerate(runs):
+            if i in training.failed:
+                continue
+            agent = training.agent if together is None else take_seed(training.agent, i)
+            checkpoint.save(run.path / "final", {"agent": agent}, {}, {"step": training.step})
+            run.finish()
     if training.failed:
         raise Diverged(_failures(training.failed, runs, seeds))
 

@@ -145,7 +145,8 @@ def test_when_every_seed_diverges_the_command_ends_at_once(cli, tmp_path):
         ("InvertedPendulum-v5", "--checkpoint-freq 0 --log-freq 100000 --eval-freq 0"),
     ],
 )
-def test_a_run_alone_leaves_no_broken_agent(cli, tmp_path, env, more):
+def test_a_run_alone_leaves_no_broken_agent(cli, tmp_path, monkeypatch, env, more):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log of what it could not compute
     args = f"train sac --env {env} {ONLINE} --steps 250 --log-freq 100 --eval-freq 50 --checkpoint-freq 40 {BLOWS_UP}"
     found = cli(*args.split(), *more.split(), "--out", tmp_path, "--name", "x")
     assert found.status == 1

@@ -11,10 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.conftest import ONLINE, TINY, answer, assert_same_run, contents, metrics_of, spawn, wait_for
-from trimtab import api
+from tests.cli.conftest import (
+    ONLINE,
+    TINY,
+    answer,
+    assert_same_run,
+    contents,
+    edit_config,
+    metrics_of,
+    spawn,
+    wait_for,
+)
+from trimtab import api, assemble
 from trimtab.cli.main import main
-from trimtab.training import checkpoint
+from trimtab.run.folder import Run
+from trimtab.training import checkpoint, fit
 from trimtab.training.fit import _Loop
 
 # What to train for how many steps, and the run folder below --out without its last part. No frequency divides another,
@@ -125,6 +136,107 @@ def test_interrupted_run_says_how_to_resume_and_ends_with_the_same_bits(
     assert_same_run(run, whole(case))
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+def test_interrupted_while_it_starts(cli, whole, tmp_path, dataset, number, status):
+    args, folder = arguments("world", tmp_path, dataset)
+    run = folder / "stopped"
+    process = spawn([*args, "--name", "stopped"])
+    wait_for((run / "config.json").exists, process)
+    process.send_signal(number)
+    said = answer(process)
+    assert said.status == status
+    assert "Traceback" not in said.err and f"`trimtab resume {run}`" in said.errors[-1]
+    assert cli("resume", run).status == 0
+    assert_same_run(run, whole("world"))
+
+
+# Where a signal comes before the first step of a run, or while there is nothing to save any more.
+PLACES = {
+    "the folder is made": (Run, "create"),
+    "the agent is made": (assemble.Setup, "agent"),
+    "the source is filled": (assemble, "_initial_state"),
+    "environments for evaluation are made": (assemble, "_evaluators"),
+    "environments are made": (assemble, "_collector"),
+    "the update is traced": (fit, "no_totals"),
+    "the buffer is filled": (fit, "prefill"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_interrupted_before_the_first_step(cli, whole, tmp_path, dataset, monkeypatch, place):
+    case, number = ("mujoco", signal.SIGINT) if place == "environments are made" else ("world", signal.SIGTERM)
+    args, folder = arguments(case, tmp_path, dataset)
+    run = folder / "stopped"
+    owner, name = PLACES[place]
+    function = getattr(owner, name)
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        said = cli(*args, "--name", "stopped")
+    assert said.status == 128 + number
+    assert len(said.errors) == 1
+    if place == "the buffer is filled":  # noted; the loop then stops with a checkpoint
+        assert said.errors[0] == f"trimtab: interrupted at step 20: go on with `trimtab resume {run}`"
+    else:
+        how = f"before the first checkpoint: start from the beginning with `trimtab resume {run}`"
+        assert said.errors[0] == f"trimtab: interrupted {how}"
+        assert not checkpoint.checkpoints(run)
+    assert cli("resume", run).status == 0
+    assert_same_run(run, whole(case))
+
+
+def test_seeds_interrupted_before_the_first_step(cli, tmp_path, monkeypatch):
+    args = f"train sac --env probe/Both {ONLINE} --seeds 3 5 --steps 300 --eval-freq 0 --out {tmp_path} --name".split()
+    folder = tmp_path / "probe/Both/sac"
+    assert cli(*args, "whole").status == 0
+    agent = assemble.Setup.agent
+
+    def interrupted(self, seed):
+        os.kill(os.getpid(), signal.SIGINT if seed == 5 else 0)
+        return agent(self, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble.Setup, "agent", interrupted)
+        said = cli(*args, "stopped")
+    assert said.status == 130 and f"start from the beginning with `trimtab resume {folder / 'stopped_s3'}`" in said.err
+    assert cli("resume", folder / "stopped_s3").status == 0
+    for seed in (3, 5):
+        assert_same_run(folder / f"stopped_s{seed}", folder / f"whole_s{seed}")
+
+
+def test_interrupted_while_it_resumes(cli, whole, tmp_path, monkeypatch):
+    run = unfinished(whole("world"), tmp_path)
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble, "_initial_state", interrupted)
+        said = cli("resume", run)
+    assert said.status == 130 and said.errors == [f"trimtab: interrupted: go on with `trimtab resume {run}`"]
+    assert cli("resume", run).status == 0
+    assert_same_run(run, whole("world"))
+
+
+def test_interrupted_at_its_last_step_it_ends_but_begins_no_other_seed(cli, tmp_path, monkeypatch):
+    args = f"train sac --env Pendulum-v1 {ONLINE} --seeds 3 5 --steps 100 --eval-freq 0 --out {tmp_path} --name x"
+    finish = _Loop.finish
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(self)
+
+    monkeypatch.setattr(_Loop, "finish", interrupted)
+    said = cli(*args.split())
+    first, second = (tmp_path / f"Pendulum-v1/sac/x_s{seed}" for seed in (3, 5))
+    assert said.status == 143 and f"{first} is finished, the seeds after it have not begun" in said.errors[-1]
+    assert (first / "DONE").exists() and not second.exists()
+
+
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -135,11 +247,12 @@ def handles_sigterm(pid: int) -> bool:
     return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def test_second_interrupt_acts_at_once(whole, tmp_path, dataset):
-    whole("world")  # so that the process below finds its programs in the compile cache
-    args, _ = arguments("world", tmp_path, dataset, 100_000_000)
-    process = spawn([*args, "--log-freq", "100000000", "--checkpoint-freq", "0", "--eval-freq", "0"])
-    wait_for(lambda: handles_sigterm(process.pid), process)
+def test_second_interrupt_acts_at_once(whole, tmp_path):
+    run = unfinished(whole("world"), tmp_path)
+    edit_config(run, steps=100_000_000, log_freq=100_000_000, checkpoint_freq=0, eval_freq=0)
+    process = spawn(["resume", run])
+    assert process.stderr is not None and "resumed at step" in process.stderr.readline()  # said just before the loop
+    assert handles_sigterm(process.pid)
     began = cpu_seconds(process.pid)
     wait_for(lambda: cpu_seconds(process.pid) > began + 3, process)  # it is in a chunk of hours
     process.send_signal(signal.SIGTERM)

@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,7 +81,7 @@ class Training:
 
 
 class Interrupted(TrimtabError):
-    """Ctrl-C or SIGTERM; a checkpoint has been written. `status` is the exit status of the shell convention."""
+    """Ctrl-C or SIGTERM. The text says how to go on; `status` is the exit status of the shell convention."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -91,26 +92,56 @@ class Diverged(RunError):
     """A loss or a parameter became NaN or infinite. No checkpoint of that state is written."""
 
 
-class _Signals:
-    """Remembers Ctrl-C and SIGTERM so that the loop can stop between two chunks; a second signal acts at once."""
+class Signals:
+    """Ctrl-C and SIGTERM while the folders of `runs` are open; `runs` may still grow.
 
-    def __enter__(self) -> "_Signals":
+    While there is nothing to save, the first one ends the command at once, as `Interrupted` with the way to go on.
+    Under `waiting` it is only noted in `received`, so that the loop can stop between two chunks. The second one acts as
+    it would without this class.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
         self.received: int | None = None
+        self._runs, self._waiting = runs, False
         self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                self._old[number] = signal.signal(number, self._note)
+                self._old[number] = signal.signal(number, self._receive)
             except ValueError:  # not in the main thread (a notebook's worker, say): the caller handles signals
                 return self
         return self
 
-    def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        signal.signal(number, self._old[number])
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if kind is KeyboardInterrupt and self._runs:
+            path = self._runs[0].path
+            begun = checkpoint.checkpoints(path)
+            when, how = ("", "go on") if begun else (" before the first checkpoint", "start from the beginning")
+            status = 128 + (self.received or signal.SIGINT)
+            raise Interrupted(f"interrupted{when}: {how} with `trimtab resume {path}`", status) from None
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = number
+        signal.signal(number, self._old[number])
+        if not self._waiting:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Until its end a first signal is only noted."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    def check(self) -> None:
+        """Acts on a signal that was noted."""
+        if self.received is not None:
+            raise KeyboardInterrupt
 
 
 def fit(
@@ -125,16 +156,18 @@ def fit(
     evaluate: Sequence[Evaluate] = (),
     probes: Mapping[str, Probe] | None = None,
     phase: str = "online",
+    signals: Signals | None = None,
 ) -> Training:
     """Trains from `training.step` to `schedule.steps`; returns where it ended.
 
     `runs` has one folder a seed; with several, `training` and `run_key` carry a leading seed axis. `evaluate` has one
-    evaluator a run, or is empty. A checkpoint is written at each `checkpoint_every`, at the end, when interrupted
-    (raises `Interrupted`), and when the environment fails (raises `RunError`). A run whose numbers are no longer finite
-    raises `Diverged`; one of several is noted in `training.failed` while the others go on.
+    evaluator a run, or is empty; `signals` come from a caller that handles them too. A checkpoint is written at each
+    `checkpoint_every`, at the end, when interrupted (raises `Interrupted`), and when the environment fails (raises
+    `RunError`). A run whose numbers are no longer finite raises `Diverged`; one of several is noted in
+    `training.failed` while the others go on.
     """
     loop = _Loop(training, source, runs, schedule, run_key, progress, collector, evaluate, probes or {}, phase)
-    with _Signals() as signals:
+    with Signals(runs) if signals is None else nullcontext(signals) as signals, signals.waiting():
         try:
             loop.start()
             while training.step < schedule.steps and not training.lost:
