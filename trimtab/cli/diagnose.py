@@ -10,9 +10,13 @@ import tyro
 from trimtab import api
 from trimtab.cli.flags import parse
 from trimtab.core import UsageError
-from trimtab.diagnostics.health import PROBES, verdicts
+from trimtab.diagnostics import health
+from trimtab.diagnostics.rollout_grad import rollout_grad, rollout_verdicts
 from trimtab.run.folder import read_config, write_json
 from trimtab.training.compile import configure
+
+PROBES = health.PROBES | {"rollout-grad": rollout_grad}
+"""Every probe by its command-line name; those that an agent has nothing for measure nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,22 @@ def run(args: list[str]) -> None:
     for name in flags.probes or PROBES:
         found = jax.jit(PROBES[name], static_argnums=(4,))(agent, source, state, jr.key(0), flags.batches)
         values |= {key: float(value) for key, value in jax.device_get(found).items()}
-    lines = verdicts(values, gamma)
+    if list(flags.probes) == ["rollout-grad"] and not values:
+        raise UsageError(f"the probe rollout-grad needs a flow policy, and {read_config(flags.run)['agent']} has none")
+    lines = health.verdicts(values, gamma) + rollout_verdicts(values)
     for line in lines:
         print(f"{line['level']:<5} {line['text']}")
-    write_json(flags.run / "diagnose.json", {"step": step, "verdicts": lines, "values": values, "arrays": {}})
+    write_json(
+        flags.run / "diagnose.json", {"step": step, "verdicts": lines, "values": values, "arrays": _arrays(values)}
+    )
     print(f"wrote {flags.run / 'diagnose.json'} (agent after {step:,} steps)")
+
+
+def _arrays(values: dict[str, float]) -> dict[str, list[float]]:
+    """The values whose names end in _0, _1, ... as lists, for the report's plots."""
+    found: dict[str, list[float]] = {}
+    for name, value in values.items():
+        stem, _, index = name.rpartition("_")
+        if index.isdigit() and int(index) == len(found.get(stem, [])):
+            found.setdefault(stem, []).append(value)
+    return found

@@ -72,10 +72,16 @@ def measure(agent: AbstractAgent, batch: Any, key: PRNGKeyArray) -> Metrics:
     return found | {"ratio": steps[0] / jnp.maximum(steps[-1], 1e-30)}
 
 
-def verdict(ratio: float) -> tuple[str, str]:
-    """(level, text) of a G_0 / G_{K-1}."""
+def rollout_verdicts(found: dict[str, float]) -> list[dict[str, str]]:
+    """What rollout_grad/ratio means, one line as in `health.verdicts`; none if it was not measured."""
+    if "rollout_grad/ratio" not in found:
+        return []
+    ratio = found["rollout_grad/ratio"]
+    text = f"rollout_grad/ratio {ratio:.2f}: the gradient through the rollout is "
     if ratio > GROWS:
-        return "warn", f"growing x{ratio:.1f} from the last step to the first: try the gated velocity or fewer steps"
-    if ratio < VANISHES:
-        return "warn", f"vanishing, x{ratio:.2g} at the first step: early steps learn little; fewer steps would do"
-    return "ok", f"flat (x{ratio:.2f} from the last step to the first)"
+        level, text = "warn", f"{text}growing x{ratio:.1f} on its way back: try the gated velocity or fewer steps"
+    elif ratio < VANISHES:
+        level, text = "warn", f"{text}vanishing on its way back: early steps learn little; fewer steps would do"
+    else:
+        level, text = "ok", f"{text}flat"
+    return [{"name": "rollout_grad/ratio", "level": level, "text": text}]
