@@ -17,6 +17,7 @@ from trimtab.assemble import (
     check_fit,
     execute,
     import_all,
+    in_phase,
     make_evaluator,
     skeleton,
     spec_from_json,
@@ -314,7 +315,8 @@ def reopen(run: str | Path) -> tuple[Any, AbstractSource, Any, int]:
     setup, meta = Setup.create(record, record["env"]), checkpoint.meta(folder)
     source = setup.source(meta["phase"])
     state = stored_state(source, jax.eval_shape(source.init, jr.key(0)), [folder], None)
-    return checkpoint.load_tree(folder, "agent", setup.skeleton()), source, state, meta["step"]
+    agent = checkpoint.load_tree(folder, "agent", setup.skeleton())
+    return in_phase(agent, meta["phase"]), source, state, meta["step"]
 
 
 def evaluate(policy: Policy, env: EnvLike, *, episodes: int = 10, seed: int = 0) -> tuple[float, float]:

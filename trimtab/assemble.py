@@ -7,7 +7,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.agents import AGENTS, config_class
-from trimtab.batches import Transition
+from trimtab.batches import Recorded, Transition
 from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError
-from trimtab.data.readers import read_dataset
+from trimtab.data import windows
+from trimtab.data.readers import read_recorded
 from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, WorldSource
 from trimtab.envs.gym import Collector
 from trimtab.envs.make import World, find
@@ -81,6 +82,22 @@ def _agent_config(record: dict[str, Any]) -> Any:
     return kind(**values)
 
 
+def chunk_of(config: Any) -> int | None:
+    """The number of steps that an agent plans at once and learns from: its config's field `chunk`, None without one."""
+    return config.chunk if _has(config, "chunk") else None
+
+
+def in_phase(agent: AbstractAgent, phase: str) -> AbstractAgent:
+    """The agent told by its config's field `phase`, if it has one, whether it learns "offline" or "online"."""
+    if not _has(agent.config, "phase"):
+        return agent
+    return replace(agent, config=replace(agent.config, phase=phase))
+
+
+def _has(config: Any, name: str) -> bool:
+    return name in {f.name for f in fields(config)}
+
+
 def skeleton(record: dict[str, Any], spec: Spec) -> Any:
     """The shapes of a run's agent, without computing anything."""
     kind, config = agent_class(record["agent"]), _agent_config(record)
@@ -119,21 +136,26 @@ class Setup:
         """Reads the data set, finds the environment, and checks that they and the config fit together."""
         world = None if env is None else find(env)
         dataset = None
+        config = _agent_config(record)
         if record["dataset"] is not None:
-            dataset, spec = read_dataset(record["dataset"])
+            recorded, spec = read_recorded(record["dataset"])
+            dataset, chunk = recorded.transition, chunk_of(config)
+            if chunk is not None:
+                dataset = recorded
+                if windows.longest(np.asarray(recorded.last)) < chunk:
+                    raise UsageError(f"{record['dataset']} has no {chunk} steps of one episode: use a smaller chunk")
             if world is not None:
                 check_fit(spec, world)
                 spec = world.spec
         else:
             spec = world.spec if world is not None else spec_from_json(record["spec"])
-        return cls(record, world, dataset, spec, _agent_config(record))
+        return cls(record, world, dataset, spec, config)
 
     @property
     def on_device(self) -> bool:
         """Whether batches never need the host: then seeds train together by `vmap`."""
-        return (self.dataset is not None and not self.record["online_steps"]) or (
-            self.dataset is None and self.world is not None and self.world.own is not None
-        )
+        acts = self.dataset is None or bool(self.record["online_steps"])
+        return not acts or (self.world is not None and self.world.own is not None)
 
     def skeleton(self) -> Any:
         """The shapes of the agent."""
@@ -155,18 +177,21 @@ class Setup:
         config, world = self.config, self.world
         if config.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
+        chunk, num_envs = chunk_of(config), self.record["num_envs"]
+        if chunk is not None and chunk < 1:
+            raise UsageError(f"chunk must be at least 1, got {chunk}")
         if phase == "offline":
-            return OfflineSource(self.dataset, config.batch_size)
-        if config.buffer_size < self.record["num_envs"]:
-            least = f"{self.record['num_envs']} (num_envs)"
+            return OfflineSource(self.dataset, config.batch_size, chunk)
+        if config.buffer_size < num_envs * (chunk or 1):
+            least = f"{num_envs} (num_envs)" if chunk is None else f"{num_envs * chunk} (num_envs times chunk)"
             raise UsageError(f"buffer_size must be at least {least}, got {config.buffer_size}")
         if world is not None and world.own is not None:
             if self.record["updates_per_step"] != 1.0:
                 raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
-            if self.dataset is not None:
-                raise UsageError("offline-to-online needs a Gymnasium environment, not an own world")
-            return WorldSource.create(world.own, self.record["num_envs"], config.buffer_size, config.batch_size)
-        return ReplaySource.create(self.spec, config.buffer_size, config.batch_size, self.dataset)
+            sizes = (num_envs, config.buffer_size, config.batch_size)
+            return WorldSource.create(world.own, *sizes, self.dataset, chunk=chunk)
+        sizes = (config.buffer_size, config.batch_size)
+        return ReplaySource.create(self.spec, *sizes, self.dataset, chunk=chunk, num_envs=num_envs)
 
     def schedule(self, phase: str) -> Schedule:
         """When things happen in a phase."""
@@ -182,8 +207,11 @@ class Setup:
             return Schedule(steps=offline, **shared)
         if self.dataset is None:
             return Schedule(steps=r["steps"], learning_starts=max(1, self.config.learning_starts), **shared)
-        # The agent knows how to act and its buffer is full: no random steps after offline training.
-        return Schedule(steps=offline + r["online_steps"], start=offline, learning_starts=1, **shared)
+        # The agent knows how to act and its buffer is full: no random steps after offline training. An agent that knows
+        # its phases means by learning_starts the steps of its own before it learns from them.
+        waits = max(1, self.config.learning_starts) if _has(self.config, "phase") else 1
+        steps = offline + r["online_steps"]
+        return Schedule(steps=steps, start=offline, learning_starts=waits, random=False, **shared)
 
 
 @contextmanager
@@ -233,6 +261,7 @@ def execute(
                 if training.lost or (meta and phases.index(phase) < phases.index(meta["phase"])):
                     continue
                 source = setup.source(phase)
+                training.agent = in_phase(training.agent, phase)
                 here = meta if meta and meta["phase"] == phase else None
                 state = _initial_state(source, seeds, together)
                 if here:
@@ -242,7 +271,7 @@ def execute(
                 if phase == "online" and setup.world is not None and setup.world.make is not None:
                     # Where the state of the environments cannot be restored, the first episodes must not come again.
                     seed = seeds[0] + (here["step"] if here else 0)
-                    collector = _collector(setup.world, record["num_envs"], seed)
+                    collector = _collector(setup, seed)
                 if here and folders:
                     training.updates, training.totals = here["updates"], _stored_totals(folders, together)
                     if collector is not None:
@@ -284,10 +313,10 @@ def _failures(failed: dict[int, str], runs: list[Run], seeds: list[int]) -> str:
     return f"training diverged: {each}; {REMEDY}; finished: {others or 'none'}"
 
 
-def _collector(world: World, num_envs: int, seed: int) -> Collector:
-    assert world.make is not None
-    make = world.make
-    return Collector(lambda: make(None), num_envs, world.spec, seed)
+def _collector(setup: Setup, seed: int) -> Collector:
+    assert setup.world is not None and setup.world.make is not None
+    make, recorded = setup.world.make, chunk_of(setup.config) is not None
+    return Collector(lambda: make(None), setup.record["num_envs"], setup.world.spec, seed, recorded=recorded)
 
 
 def _stack_agents(agents: list[Any]) -> Any:
@@ -334,9 +363,14 @@ def _restore_collector(
     exact = collector.restore(saved)
     if not exact:
         progress.say("this environment's state cannot be restored: going on with a new episode")
-    treedef = jax.tree.structure(source.template)  # type: ignore[attr-defined]
+    assert isinstance(source, ReplaySource)
+    treedef = jax.tree.structure(source.template)
     leaves = [arrays[f"pending/{j}"] for j in range(treedef.num_leaves) if f"pending/{j}" in arrays]
     if leaves:
         pending = jax.tree.unflatten(treedef, leaves)
-        assert isinstance(pending, Transition)
+        assert isinstance(pending, Transition | Recorded)
+        if not exact and isinstance(pending, Recorded):
+            pending = replace(pending, last=np.ones_like(pending.last))
         training.pending = pending
+    elif not exact:
+        training.state = source.cut(training.state)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.batches import Transition
+from trimtab.batches import Recorded, Transition
 from trimtab.core import Spec, UsageError
 
 _NEEDED = ("observations", "actions", "rewards", "terminals")
@@ -17,12 +17,20 @@ _RANKS = {"observations": 2, "actions": 2, "next_observations": 2}
 
 
 def read_dataset(path: str | Path) -> tuple[Transition, Spec]:
-    """A data set of float32 arrays and the `Spec` it implies; actions must be in [-1, 1].
+    """The transitions of a data set and the `Spec` it implies: see `read_recorded`."""
+    recorded, spec = read_recorded(path)
+    return recorded.transition, spec
+
+
+def read_recorded(path: str | Path) -> tuple[Recorded, Spec]:
+    """A data set of float32 arrays with the ends of its episodes, and the `Spec` it implies; actions must be in
+    [-1, 1].
 
     `path` is an `.npz` file or a folder of `.npy` files with D4RL's names: `observations` (n, obs), `actions` (n, act),
     `rewards` (n,), `terminals` (n,) 1 where the environment itself ended the episode, and either `next_observations`
     (n, obs) or `timeouts` (n,) 1 where it was cut. Without `next_observations` the next row's observation is taken and
-    the last row of each episode that was cut is dropped, as its true next observation is not known.
+    the last row of each episode that was cut is dropped, as its true next observation is not known. With
+    `next_observations` and no `timeouts`, an episode ends where the next row begins at another observation.
     Raises `UsageError` naming the array and the index of the first bad number.
     """
     path = Path(path)
@@ -70,14 +78,16 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(f"cannot read the data set {path}: {error}") from error
 
 
-def _transitions(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Transition, Spec]:
+def _transitions(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Recorded, Spec]:
     obs, terminals = arrays["observations"].astype(np.float32), arrays["terminals"].astype(bool)
+    cut = arrays.get("timeouts", arrays.get("truncations"))
     if "next_observations" in arrays:
         next_obs, keep = arrays["next_observations"].astype(np.float32), np.ones(len(obs), bool)
         if next_obs.shape != obs.shape:
             raise UsageError(f"{path}: next_observations has shape {next_obs.shape}, observations {obs.shape}")
+        if cut is None:
+            cut = np.append((next_obs[:-1] != obs[1:]).any(1), True)
     else:
-        cut = arrays.get("timeouts", arrays.get("truncations"))
         if cut is None:
             raise UsageError(f"{path} needs next_observations, or timeouts to tell where episodes were cut")
         next_obs = np.concatenate([obs[1:], obs[-1:]])
@@ -92,6 +102,9 @@ def _transitions(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Transition,
         discount=jnp.asarray(1.0 - terminals.astype(np.float32)[keep]),
         next_obs=jnp.asarray(next_obs[keep]),
     )
+    # Where a row was dropped, the one before it is the last of its episode.
+    follows = np.append(keep[1:], False)
+    last = (terminals | cut.astype(bool) | ~follows)[keep]
     act = arrays["actions"].shape[1]
     spec = Spec(jax.ShapeDtypeStruct(obs.shape[1:], jnp.float32), act, False, (-1.0,) * act, (1.0,) * act)
-    return data, spec
+    return Recorded(data, jnp.asarray(last)), spec

@@ -244,8 +244,12 @@ class WorldSource(AbstractSource):
             recent_returns=jnp.full((RECENT,), jnp.nan),
             recent_lengths=jnp.full((RECENT,), jnp.nan),
             finished=jnp.int32(0),
-            plan=None if self.chunk is None else Plan.create(self.num_envs, self.chunk, self.env.spec),
+            plan=self._plan(),
         )
+
+    def _plan(self) -> Plan | None:
+        planned = self.chunk is not None and not self.env.spec.discrete
+        return Plan.create(self.num_envs, self.chunk or 1, self.env.spec) if planned else None
 
     def receive(self, state: WorldState, items: Any) -> WorldState:
         """Nothing comes from a host."""

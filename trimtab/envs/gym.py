@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
-from trimtab.batches import Transition
+from trimtab.batches import Recorded, Transition
 from trimtab.core import RunError, Spec, UsageError
+from trimtab.envs.plans import HostPlans
 
 RECENT = 100
 """Finished episodes that `rollout/ep_rew_mean` is taken over, as in Stable-Baselines3."""
@@ -98,12 +99,16 @@ class ActionScale:
 class Collector:
     """Steps `n` Gymnasium environments and answers in rows. Ended episodes restart at once; only the ended one moves.
 
-    `obs` holds the observations to act on, leaves of shape (n, ...).
+    `obs` holds the observations to act on, leaves of shape (n, ...). With `recorded`, rows say which of them ended
+    their episode.
     """
 
-    def __init__(self, make: Callable[[], gymnasium.Env], n: int, spec: Spec, seed: int) -> None:
+    def __init__(
+        self, make: Callable[[], gymnasium.Env], n: int, spec: Spec, seed: int, *, recorded: bool = False
+    ) -> None:
         self.envs = [make() for _ in range(n)]
-        self.spec = spec
+        self.spec, self.recorded = spec, recorded
+        self.plans = HostPlans(n, spec)
         self.scale = ActionScale(spec, self.envs[0].action_space.shape)
         self.episode_return = np.zeros(n)
         self.episode_length = np.zeros(n, np.int64)
@@ -121,13 +126,20 @@ class Collector:
             raise RunError(f"the environment gave a non-finite observation on reset at step {timestep}")
         return obs
 
-    def step(self, actions: np.ndarray, timestep: int) -> Transition:
+    def choose(self, policy: Callable[[Any], Any]) -> np.ndarray:
+        """The next actions, (n, act) in [-1, 1] or (n,) indices. `policy(obs)` gives actions or plans for all
+        environments; it is asked only when some environment has no plan left.
+        """
+        return self.plans(lambda: np.asarray(policy(self.obs)))
+
+    def step(self, actions: np.ndarray, timestep: int) -> Transition | Recorded:
         """Acts with `actions` (n, act) in [-1, 1]; returns the n transitions as numpy rows.
 
         Raises `RunError`, naming `timestep`, if an environment raises or gives NaN or infinite numbers.
         """
         rewards = np.empty(len(self.envs), np.float32)
         discounts = np.ones(len(self.envs), np.float32)
+        ended = np.zeros(len(self.envs), bool)
         final: list[Any] = [None] * len(self.envs)
         for i, env in enumerate(self.envs):
             try:
@@ -144,7 +156,8 @@ class Collector:
             discounts[i] = 0.0 if terminated else 1.0
             self.episode_return[i] += reward
             self.episode_length[i] += 1
-            if terminated or truncated:
+            ended[i] = terminated or truncated
+            if ended[i]:
                 success = float(info.get("is_success", info.get("success", np.nan)))
                 self.recent.append((self.episode_return[i], int(self.episode_length[i]), success))
                 self.episode_return[i], self.episode_length[i] = 0.0, 0
@@ -152,7 +165,8 @@ class Collector:
             self._obs[i] = obs
         rows = _rows(self.obs, np.asarray(actions), rewards, discounts, _stack(final))
         self.obs = _stack(self._obs)
-        return rows
+        self.plans.clear(ended)
+        return _recorded(rows, ended) if self.recorded else rows
 
     def statistics(self) -> dict[str, float]:
         """Means over the last 100 finished episodes, with Stable-Baselines3's names; empty before the first."""
@@ -189,7 +203,7 @@ class Collector:
                 arrays[f"obs/{i}/{j}"] = leaf
             if self.exact:
                 arrays |= {f"env/{i}/{name}": value for name, value in _save_mujoco(env).items()}
-        return arrays
+        return arrays | self.plans.state()
 
     def restore(self, arrays: dict[str, np.ndarray]) -> bool:
         """Goes on from `state()`. Returns whether the environments continue exactly; else each starts a new episode."""
@@ -203,12 +217,17 @@ class Collector:
             prefix = f"env/{i}/"
             _load_mujoco(env, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         self.obs = _stack(self._obs)
+        self.plans.restore(arrays)
         return True
 
 
 def _rows(obs: Any, action: Any, reward: Any, discount: Any, next_obs: Any) -> Transition:
     """NumPy rows as a `Transition`, whose annotations promise the JAX arrays that agents get."""
     return Transition(obs, action, reward, discount, next_obs)
+
+
+def _recorded(rows: Transition, last: Any) -> Recorded:
+    return Recorded(rows, last)
 
 
 def _recent_row(row: np.ndarray) -> tuple[float, int, float]:

@@ -37,9 +37,11 @@ class VideoError(RuntimeError):
 
 @runtime_checkable
 class Predictor(Protocol):
-    """What is filmed: observation in, action out, both numpy and in the environment's own units."""
+    """What is filmed: observation in, action out, both numpy and in the environment's own units. What it answers
+    beside the action comes back as `state` within an episode.
+    """
 
-    def predict(self, observation: Any, *, deterministic: bool) -> tuple[Any, Any]: ...
+    def predict(self, observation: Any, state: Any, *, deterministic: bool) -> tuple[Any, Any]: ...
 
 
 def record(
@@ -131,13 +133,13 @@ def _film(policy: Predictor, env: Any, writer: "_Writer", episodes: int, seed: i
         obs, _ = env.reset(seed=seed + episode)
         draw = draw or _drawer(env)
         title = f"episode {episode + 1}   " if episodes > 1 else ""
-        step, total, ended = 0, 0.0, False
+        step, total, ended, state = 0, 0.0, False, None
         while not writer.full:
             if step % every == 0 or ended:
                 writer.add(draw(), f"{title}step {step}   return {total:.1f}")
             if ended:
                 break
-            action, _ = policy.predict(obs, deterministic=True)
+            action, state = policy.predict(obs, state, deterministic=True)
             obs, reward, terminated, truncated, _ = env.step(action)
             step, total, ended = step + 1, total + float(reward), terminated or truncated
         if writer.full:

@@ -100,9 +100,10 @@ prefill = partial(jax.jit, donate_argnames=("state",))(_prefill)
 
 @partial(jax.jit, donate_argnames=("state",))
 def prefill_seeds(source: AbstractSource, policy: AbstractPolicy, state: Any, run_key: Any, steps: Array) -> Any:
-    """`prefill` over a leading seed axis of state and key."""
-    body = lambda state, key: _prefill(source, policy, state, key, steps)
-    return jax.vmap(body)(state, run_key)
+    """`prefill` over a leading seed axis of policy, state and key; a number in the policy belongs to all seeds."""
+    axes = jax.tree.map(lambda x: 0 if x.ndim else None, policy)
+    body = lambda policy, state, key: _prefill(source, policy, state, key, steps)
+    return jax.vmap(body, in_axes=(axes, 0, 0))(policy, state, run_key)
 
 
 @jax.jit

@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PRNGKeyArray
 
 from trimtab.core import AbstractEnv, AbstractPolicy, RunError, Spec
 from trimtab.envs.gym import ActionScale, to_vector
+from trimtab.envs.plans import HostPlans, plan_length
 from trimtab.envs.wrappers import TimeLimit
 from trimtab.training.compile import act
 
@@ -46,13 +47,12 @@ class GymEvaluator:
         envs = self._envs[:n]
         scale = ActionScale(self._spec, envs[0].action_space.shape)
         results: list[Episode] = [{"return": 0.0, "length": 0, "success": float("nan")} for _ in envs]
-        running, timestep = set(range(n)), 0
+        running, timestep, plans = set(range(n)), 0, HostPlans(n, self._spec)
         key = jr.key(self._seed + first)
         try:
             obs = [to_vector(env.reset(seed=self._seed + first + i)[0]) for i, env in enumerate(envs)]
             while running:
-                stacked = jax.tree.map(lambda *xs: np.stack(xs), *obs)
-                actions = np.asarray(act(policy, stacked, key, np.int32(timestep)))
+                actions = plans(lambda: self._ask(policy, obs, key, timestep))  # noqa: B023  called at once
                 for i in sorted(running):
                     next_obs, reward, terminated, truncated, info = envs[i].step(scale(actions[i]))
                     obs[i], result = to_vector(next_obs), results[i]
@@ -71,6 +71,9 @@ class GymEvaluator:
             raise RunError("the environment gave a non-finite reward in evaluation")
         return results
 
+    def _ask(self, policy: AbstractPolicy, obs: list[Any], key: PRNGKeyArray, timestep: int) -> np.ndarray:
+        return np.asarray(act(policy, jax.tree.map(lambda *xs: np.stack(xs), *obs), key, np.int32(timestep)))
+
     def close(self) -> None:
         """Closes the environments."""
         for env in self._envs:
@@ -85,11 +88,11 @@ class WorldEvaluator:
         self._env, self._seed = TimeLimit(env), seed
 
     def __call__(self, policy: AbstractPolicy, episodes: int) -> list[Episode]:
-        """One dict an episode."""
-        returns, lengths = _world_episodes(self._env, policy, jr.split(jr.key(self._seed), episodes))
+        """One dict an episode. It was a success if `Step.info["success"]` was set at any of its steps."""
+        found = _world_episodes(self._env, policy, jr.split(jr.key(self._seed), episodes))
         return [
-            {"return": float(r), "length": int(n), "success": float("nan")}
-            for r, n in zip(np.asarray(returns), np.asarray(lengths), strict=True)
+            {"return": float(r), "length": int(n), "success": float(s)}
+            for r, n, s in zip(*map(np.asarray, found), strict=True)
         ]
 
     def close(self) -> None:
@@ -97,21 +100,36 @@ class WorldEvaluator:
 
 
 @eqx.filter_jit
-def _world_episodes(env: TimeLimit, policy: AbstractPolicy, keys: Key[Array, " n"]) -> tuple[Array, Array]:
-    def episode(key: PRNGKeyArray) -> tuple[Array, Array]:
+def _world_episodes(env: TimeLimit, policy: AbstractPolicy, keys: Key[Array, " n"]) -> tuple[Array, Array, Array]:
+    def episode(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
         k_reset, k_run = jr.split(key)
         state, obs = env.reset(k_reset)
+        answer = jax.eval_shape(policy, obs, key)
+        h = plan_length(answer.shape, env.spec)
+        shape = answer.shape if h == 1 else (h, env.spec.action_size)
 
-        def body(carry: Any, k: PRNGKeyArray) -> tuple[Any, None]:
-            state, obs, total, length, over = carry
+        def body(carry: Any, step: tuple[Array, PRNGKeyArray]) -> tuple[Any, None]:
+            state, obs, plan, total, length, success, over = carry
+            t, k = step
             k_act, k_step = jr.split(k)
-            state, out = env.step(state, policy(obs, k_act), k_step)
+            if h == 1:
+                action = plan = policy(obs, k_act)
+            else:  # all episodes begin at once, so all ask for a plan at once
+                ask = lambda: policy(obs, k_act).reshape(shape)
+                plan = jax.lax.cond(t % h == 0, ask, lambda: plan)
+                action = plan[t % h]
+            state, out = env.step(state, action, k_step)
             total = total + jnp.where(over, 0.0, out.reward)
             length = length + jnp.where(over, 0, 1)
-            return (state, out.obs, total, length, over | out.terminated | out.truncated), None
+            if "success" in out.info:
+                now = out.info["success"].astype(jnp.float32)
+                success = jnp.fmax(success, jnp.where(over, 0.0, now))  # fmax: the first number replaces the NaN
+            return (state, out.obs, plan, total, length, success, over | out.terminated | out.truncated), None
 
-        start = (state, obs, jnp.zeros(()), jnp.int32(0), jnp.asarray(False))
-        (_, _, total, length, _), _ = jax.lax.scan(body, start, jr.split(k_run, env.env.max_steps))
-        return total, length
+        nothing = jnp.zeros(shape, answer.dtype)
+        start = (state, obs, nothing, jnp.zeros(()), jnp.int32(0), jnp.asarray(jnp.nan), jnp.asarray(False))
+        steps = (jnp.arange(env.env.max_steps), jr.split(k_run, env.env.max_steps))
+        (_, _, _, total, length, success, _), _ = jax.lax.scan(body, start, steps)
+        return total, length, success
 
     return jax.vmap(episode)(keys)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from trimtab.batches import Transition
+from trimtab.batches import Recorded, Transition
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, RunError, TrimtabError
 from trimtab.data.sources import AbstractSource, WorldSource
 from trimtab.envs.gym import Collector
@@ -47,7 +47,9 @@ class Schedule:
     start: int = 0
     """where this phase begins: 0, or the offline steps before an online phase."""
     learning_starts: int = 0
-    """environment steps with uniform random actions before the first update."""
+    """environment steps before the first update."""
+    random: bool = True
+    """whether those steps take uniform random actions, one at a time; otherwise the agent's explorer acts."""
     updates_per_step: float = 1.0
     """updates for each environment step (host environments)."""
     log_every: int = 1_000
@@ -65,7 +67,7 @@ class Training:
     step: int = 0
     updates: int = 0
     """updates in this phase, host environments only."""
-    pending: Transition | None = None
+    pending: Transition | Recorded | None = None
     """host rows not yet received by the source."""
     best: list[float] = field(default_factory=list)
     totals: Totals | None = None
@@ -216,7 +218,7 @@ class _Loop:
         return fold(self.run_key) if self.t.seeds is None else jax.vmap(fold)(self.run_key)
 
     @property
-    def random_until(self) -> int:
+    def waits_until(self) -> int:
         return self.schedule.start + self.schedule.learning_starts
 
     def start(self) -> None:
@@ -226,7 +228,7 @@ class _Loop:
             return
         num_envs = self.source.num_envs
         rounds = -(-s.learning_starts // num_envs)
-        policy = Uniform.create(self.source.env.spec)
+        policy = Uniform.create(self.source.env.spec) if s.random else t.agent.explorer
         fill = prefill if t.seeds is None else prefill_seeds
         t.state = fill(self.source, policy, t.state, self.act_key, np.int32(rounds))
         t.step = min(s.start + rounds * num_envs, s.steps)
@@ -242,8 +244,9 @@ class _Loop:
 
     def _host_step(self, collector: Collector) -> None:
         t = self.t
-        policy = Uniform.create(collector.spec) if t.step < self.random_until else t.agent.explorer
-        action = np.asarray(act(policy, collector.obs, self.act_key, np.int32(t.step)))
+        random = self.schedule.random and t.step < self.waits_until
+        policy = Uniform.create(collector.spec) if random else t.agent.explorer
+        action = collector.choose(lambda obs: act(policy, obs, self.act_key, np.int32(t.step)))
         # The update runs on the device while the environments step on the host: the rows of this step wait for the
         # next.
         self._receive()
@@ -254,7 +257,7 @@ class _Loop:
         t = self.t
         if t.pending is None:
             return
-        due = int(max(0, t.step - self.random_until) * self.schedule.updates_per_step) - t.updates
+        due = int(max(0, t.step - self.waits_until) * self.schedule.updates_per_step) - t.updates
         t.agent, t.state, t.totals = self.chunk(
             self.source, t.agent, t.state, t.totals, self.run_key, t.pending, np.int32(due)
         )

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.core import AbstractAgent, Spec, UsageError
+from trimtab.envs.plans import HostPlans, plan_length
 from trimtab.training.compile import act
 
 
@@ -26,19 +27,26 @@ class Policy:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """The action for one observation or a batch of them (leading axis), and `state` unchanged.
+        """The action for one observation or a batch of them (leading axis), and the `state` for the next call.
 
         `observation` is an array, or a dict of arrays for a Dict space. Actions are in the environment's units: float32
         of shape (act,) or (batch, act), or integer indices. Not `deterministic` draws anew at each call from the policy
-        that collected the data. Raises `UsageError` if the shape does not fit.
+        that collected the data. A policy that plans several actions at once keeps the rest of its plan in `state`: pass
+        it on, with `episode_start` (batch,) set where a new episode has begun; without it each call plans anew. Other
+        policies leave `state` as it is. Raises `UsageError` if a shape does not fit.
         """
-        del episode_start  # no policy so far has a memory
         vectors, batched = self._vectors(observation)
         self._calls += 1
         key = jr.key(self._calls)
         chosen = self.agent.policy if deterministic else self.agent.explorer
-        action = np.asarray(to_units(act(chosen, vectors, key, np.int32(0)), self.spec))
-        return (action if batched else action[0]), state
+        plans = HostPlans(len(jax.tree.leaves(vectors)[0]), self.spec)
+        if isinstance(state, dict):
+            plans.restore(state)
+        if episode_start is not None:
+            plans.clear(np.broadcast_to(np.asarray(episode_start, bool), plans.left.shape))
+        action = plans(lambda: np.asarray(act(chosen, vectors, key, np.int32(0))))
+        action = np.asarray(to_units(action, self.spec))
+        return (action if batched else action[0]), plans.state() or state
 
     def _vectors(self, obs: Any) -> tuple[Any, bool]:
         """`obs` as float32 rows, and whether it was a batch."""
@@ -69,15 +77,19 @@ class Policy:
         return vectors, batched[0]
 
     def function(self) -> Callable[[Any], Any]:
-        """The deterministic policy as a pure JAX function: obs (..., obs) -> action in the environment's units."""
+        """The deterministic policy as a pure JAX function: obs (..., obs) -> action in the environment's units.
+
+        A policy that plans `h` actions at once gives them all, (..., h * act), the first action first.
+        """
         policy, spec = self.agent.policy, self.spec
         return lambda obs: to_units(policy(obs, jr.key(0)), spec)
 
 
 def to_units(action: Any, spec: Spec) -> Any:
-    """From [-1, 1] to the environment's bounds; indices pass through."""
+    """From [-1, 1] to the environment's bounds, each action of a plan; indices pass through."""
     if spec.discrete:
         return action
-    low, high = jnp.asarray(spec.action_low, jnp.float32), jnp.asarray(spec.action_high, jnp.float32)
+    h = plan_length(action.shape, spec)
+    low, high = jnp.asarray(spec.action_low * h, jnp.float32), jnp.asarray(spec.action_high * h, jnp.float32)
     low, high = jnp.broadcast_to(low, action.shape), jnp.broadcast_to(high, action.shape)
     return 0.5 * ((1.0 - action) * low + (1.0 + action) * high)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trimtab.core import UsageError
-from trimtab.data.readers import read_dataset
+from trimtab.data.readers import read_dataset, read_recorded
 
 
 def episodes() -> dict[str, np.ndarray]:
@@ -64,6 +64,25 @@ def test_discount_comes_from_terminals_never_from_timeouts(tmp_path):
     np.testing.assert_array_equal(data.discount, [1, 1, 0, 1, 1, 1, 1])  # row 4 timed out, and is bootstrapped from
     np.testing.assert_array_equal(data.next_obs, given["next_observations"])
     assert len(data.reward) == 7
+
+
+def test_ends_of_episodes(tmp_path):
+    # Kept are rows 0 to 3 and 5. Row 3 is the last that is known of the episode that was cut, row 5 of the data.
+    given = episodes()
+    recorded, _ = read_recorded(write(tmp_path / "a.npz", given))
+    np.testing.assert_array_equal(recorded.last, [0, 0, 1, 1, 1])
+    # With next observations all rows are kept, and timeouts say where episodes were cut.
+    after = np.concatenate([given["observations"][1:], [[50.0, 50.0]]]).astype(np.float32)
+    after[2] = 60.0
+    given["next_observations"] = after
+    recorded, _ = read_recorded(write(tmp_path / "b.npz", given))
+    np.testing.assert_array_equal(recorded.last, [0, 0, 1, 0, 1, 0, 1])
+    # Without timeouts the next row tells: where it begins elsewhere, another episode has begun.
+    del given["timeouts"]
+    after[4] = 70.0
+    recorded, _ = read_recorded(write(tmp_path / "c.npz", given))
+    np.testing.assert_array_equal(recorded.last, [0, 0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(recorded.transition.discount, [1, 1, 0, 1, 1, 1, 1])
 
 
 def test_truncations_is_another_name_of_timeouts(tmp_path):

@@ -58,7 +58,7 @@ class Constant:
     def __init__(self, action):
         self._action = np.array(action, np.float32)
 
-    def predict(self, obs, *, deterministic=True):
+    def predict(self, obs, state=None, *, deterministic=True):
         assert deterministic
         return self._action, None
 
@@ -153,7 +153,7 @@ def test_an_interrupted_video_leaves_the_old_one(tmp_path):
     old = path.read_bytes()
 
     class Broken(Constant):
-        def predict(self, obs, *, deterministic=True):
+        def predict(self, obs, state=None, *, deterministic=True):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +197,7 @@ def test_with_opengl_gymnasium_draws(tmp_path, monkeypatch):
         pytest.skip("no OpenGL on this machine")
     program = (
         "import gymnasium, sys, numpy as np; from trimtab.run.video import record\n"
-        "class Policy:\n    def predict(self, obs, *, deterministic=True): return np.zeros(3, np.float32), None\n"
+        "class Policy:\n    def predict(self, obs, state, *, deterministic): return np.zeros(3, np.float32), None\n"
         "make = lambda mode: gymnasium.make('Hopper-v5', render_mode=mode, max_episode_steps=4, width=64, height=48)\n"
         "record(Policy(), make, sys.argv[1], fps=200)\n"
     )
