@@ -38,7 +38,10 @@ def run(args: list[str]) -> None:
                 limit = f"{spec.max_episode_steps} steps" if spec.max_episode_steps else "no time limit"
                 print(f"{name:<32}Gymnasium, {limit}")
     elif flags.what == "papers":
-        print("no paper recipes yet")
+        from trimtab.papers import PAPERS
+
+        for name, (_, text) in PAPERS.items():
+            print(f"{name:<12}{text}")
     else:
         print(
             "a data set is an .npz file or a folder of .npy files (observations, actions, rewards, terminals, timeouts)"

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("trimtab.cli.evaluate", "eval RUN: evaluate a trained policy, write evaluation.json and videos"),
     "report": ("trimtab.cli.report", "report RUN...: one self-contained report.html over one or more runs"),
     "diagnose": ("trimtab.cli.diagnose", "diagnose RUN: gradient and value health, in plain words"),
+    "reproduce": ("trimtab.cli.reproduce", "reproduce PAPER --scale smoke|small|paper: a paper's comparison, checked"),
     "export": ("trimtab.cli.export", "export RUN --format onnx|stablehlo: the policy as one file, checked"),
     "list": ("trimtab.cli.list", "list agents|envs|papers|datasets: what there is"),
 }

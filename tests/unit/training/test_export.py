@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from trimtab.policies.flow import DecoderVelocity, FlowPolicy, GatedVelocity, LearnedStd, MLPVelocity, Ode
 from trimtab.training import export
 from trimtab.training.export import ExportError, check_parity, export_onnx, export_stablehlo, load_stablehlo
 
@@ -408,3 +409,19 @@ def test_stablehlo_with_noise(tmp_path):
     action = load_stablehlo(path)(jnp.ones((2, 5)), {"noise": jnp.full((2, 5), 2.0)})
     np.testing.assert_array_equal(action, np.full((2, 5), 2.0))
     assert check_parity(fn, path, OBS, key_input=True) < 1e-6
+
+
+# Flow policies
+
+
+@pytest.mark.parametrize("velocity", [MLPVelocity, GatedVelocity, DecoderVelocity])
+@pytest.mark.parametrize("noise", ["inside", "input"])
+def test_a_flow_is_exported_with_its_start_inside_or_as_an_input(velocity, noise, spec, tmp_path):
+    policy = FlowPolicy.create(spec, velocity.create(spec, jr.key(0)), LearnedStd(), 4)
+    inside = lambda obs: Ode(policy)(obs, jr.key(0))
+    given = lambda obs, key: Ode(policy)(obs, key)
+    fn, key_input = (inside, False) if noise == "inside" else (given, True)
+    path = export_onnx(fn, spec.zero_obs(), tmp_path / "policy.onnx", key_input=key_input)
+    assert check_parity(fn, path, spec.zero_obs(), key_input=key_input) < 1e-5
+    inputs = [node.name for node in onnxruntime.InferenceSession(path).get_inputs()]
+    assert inputs == (["obs", "noise"] if noise == "input" else ["obs"])

@@ -1,0 +1,45 @@
+"""`trimtab reproduce PAPER`."""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from trimtab.cli.flags import parse
+from trimtab.core import RunError, UsageError
+from trimtab.papers import PAPERS
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What `trimtab reproduce` takes."""
+
+    paper: tyro.conf.Positional[str]
+    """name of the paper; `trimtab list papers` shows them."""
+    scale: Literal["smoke", "small", "paper"] = "smoke"
+    """minutes, up to an hour on two cores, or the paper's own settings."""
+    out: Path | None = None
+    """folder of results and runs; default: reproduce/PAPER-SCALE. What is done in it already is not done again."""
+
+
+def run(args: list[str]) -> None:
+    """Runs the recipe, prints its table, writes JSON, text and PNGs. Raises `RunError` if a check fails."""
+    flags = parse(Flags, args, "trimtab reproduce")
+    if flags.paper not in PAPERS:
+        near = difflib.get_close_matches(flags.paper, PAPERS, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(PAPERS))}"
+        raise UsageError(f"unknown paper {flags.paper!r}: {hint}")
+    out = flags.out or Path("reproduce") / f"{flags.paper}-{flags.scale}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+    results = importlib.import_module(PAPERS[flags.paper][0]).reproduce(flags.scale, out)
+    text, path = results.save(out)
+    print(text)
+    print(f"wrote   {path}")
+    if results.failed():
+        raise RunError(f"{len(results.failed())} of {len(results.checks)} checks failed: {'; '.join(results.failed())}")

@@ -1,0 +1,219 @@
+"""What all recipes share: training runs as commands, and results as a table, a picture and JSON.
+
+A recipe's runs are ordinary commands of the command line in processes of their own, as many at once as there are cores;
+those that are done already are read, those that were interrupted are resumed. So a recipe can be stopped and started
+again.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.core import RunError
+from trimtab.run.folder import environment, replace_text, write_json
+from trimtab.run.results import read_run
+from trimtab.run.statistics import aggregate
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: a method in a setting with a seed, and the flags of `trimtab train` that make it."""
+
+    setting: str
+    method: str
+    seed: int
+    flags: tuple[str, ...]
+
+    def folder(self, out: Path) -> Path:
+        """Where the run lies below `out`: `--out` and `--name` are set so that it is known beforehand."""
+        return out / "runs" / self.setting / self.method / f"s{self.seed}"
+
+    def command(self, out: Path) -> list[str]:
+        """The whole command."""
+        folder = self.folder(out)
+        place = ["--seed", str(self.seed), "--out", str(folder.parent), "--name", folder.name]
+        return ["trimtab", "train", *self.flags, *place]
+
+
+@dataclass
+class Results:
+    """What a recipe found: one row a number, the paper's own figures, and the checks that must hold."""
+
+    paper: str
+    scale: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    anchors: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, setting: str, method: str, seed: int | None, metric: str, value: float) -> None:
+        """A measured number; `seed` is None for one over several seeds."""
+        self.rows.append(dict(setting=setting, method=method, seed=seed, metric=metric, value=float(value)))
+
+    def anchor(self, setting: str, method: str, metric: str, value: float | str, source: str) -> None:
+        """A figure or statement of the paper, to stand beside ours."""
+        self.anchors.append(dict(setting=setting, method=method, metric=metric, value=value, source=source))
+
+    def check(self, name: str, passed: bool, value: float, threshold: float) -> None:
+        """A claim that must hold; a failed one makes the command exit 1."""
+        self.checks.append(dict(name=name, passed=bool(passed), value=float(value), threshold=float(threshold)))
+
+    def values(self, setting: str, method: str, metric: str) -> list[float]:
+        """The numbers of all seeds, in the order of the rows."""
+        wanted = dict(setting=setting, method=method, metric=metric)
+        return [row["value"] for row in self.rows if all(row[key] == value for key, value in wanted.items())]
+
+    def save(self, out: Path) -> tuple[str, Path]:
+        """Writes `results.json` and `table.txt` into `out`; returns the table and the path of the JSON file."""
+        command = f"trimtab reproduce {self.paper} --scale {self.scale}"
+        record = dict(paper=self.paper, scale=self.scale, command=command, versions=environment()["versions"])
+        write_json(out / "results.json", record | dict(rows=self.rows, anchors=self.anchors, checks=self.checks))
+        text = self.table()
+        replace_text(out / "table.txt", text + "\n")
+        return text, out / "results.json"
+
+    def table(self) -> str:
+        """IQM over seeds of each metric with its 95 % interval, the paper's statements below it, and the checks."""
+        lines = []
+        keys = dict.fromkeys((row["setting"], row["metric"]) for row in self.rows)
+        for setting, metric in keys:
+            lines.append(f"{setting}: {metric}")
+            methods = dict.fromkeys(r["method"] for r in self.rows if (r["setting"], r["metric"]) == (setting, metric))
+            for method in methods:
+                lines.append(f"  {method:<28}{_summary(self.values(setting, method, metric))}")
+            for anchor in self.anchors:
+                if (anchor["setting"], anchor["metric"]) == (setting, metric):
+                    lines.append(f"  {anchor['method']:<28}{anchor['value']}  ({anchor['source']})")
+        shown = {(row["setting"], row["metric"]) for row in self.rows}
+        for anchor in self.anchors:
+            if (anchor["setting"], anchor["metric"]) not in shown:
+                lines.append(f"{anchor['setting']}, {anchor['method']}: {anchor['value']}  ({anchor['source']})")
+        for check in self.checks:
+            word = "passed" if check["passed"] else "FAILED"
+            lines.append(f"{word}  {check['name']}: {check['value']:.4g} (threshold {check['threshold']:.4g})")
+        return "\n".join(lines)
+
+    def failed(self) -> list[str]:
+        """Names of the checks that do not hold."""
+        return [check["name"] for check in self.checks if not check["passed"]]
+
+
+def _summary(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:10.4g}"
+    iqm = aggregate(np.array(values)).iqm
+    return f"{iqm.value:10.4g}  [{iqm.low:.4g}, {iqm.high:.4g}]  seeds {' '.join(f'{v:.4g}' for v in values)}"
+
+
+def run_jobs(jobs: Sequence[Job], out: Path, say: Callable[[str], None] = print) -> None:
+    """Trains what is not trained yet, one process a core. Raises `RunError` with the last line of a run that failed.
+
+    A command's output goes to `log.txt` beside its run.
+    """
+    cores = max(1, min(len(os.sched_getaffinity(0)), len(jobs)))
+    began, done = time.monotonic(), 0
+    with ThreadPoolExecutor(cores) as pool:
+        for job, seconds in pool.map(lambda job: _run(job, out), jobs):
+            done += 1
+            took = f"{seconds:.0f} s" if seconds else "was there"
+            left = (time.monotonic() - began) / done * (len(jobs) - done) / 60
+            say(f"{done}/{len(jobs)}  {job.setting} {job.method} seed {job.seed}: {took}, about {left:.0f} min left")
+
+
+def _run(job: Job, out: Path) -> tuple[Job, float]:
+    folder, began = _find(job, out), time.monotonic()
+    if folder is not None and (folder / "DONE").exists():
+        return job, 0.0
+    arguments = ["resume", str(folder)] if folder is not None else job.command(out)[1:]
+    log = job.folder(out).with_name(f"{job.folder(out).name}.log.txt")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # One thread a process: small networks gain little from a second one, two runs at once gain a lot.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    variables = os.environ | {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
+    with log.open("a") as file:
+        file.write(f"$ {shlex.join(['trimtab', *arguments])}\n")
+        file.flush()
+        ended = subprocess.run(
+            [sys.executable, "-m", "trimtab.cli.main", *arguments], stdout=file, stderr=subprocess.STDOUT, env=variables
+        )
+    if ended.returncode:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise RunError(f"{job.setting} {job.method} seed {job.seed} failed: {lines[-1]} (see {log})")
+    return job, time.monotonic() - began
+
+
+def _find(job: Job, out: Path) -> Path | None:
+    """The run's folder: `trimtab train` puts the environment and the agent between `--out` and the name."""
+    folder = job.folder(out)
+    found = sorted(path.parent for path in folder.parent.glob(f"**/{folder.name}/config.json"))
+    return found[0] if found else None
+
+
+def curve(job: Job, out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and mean returns of the evaluations of a job that has run."""
+    folder = _find(job, out)
+    assert folder is not None, f"{job} has not run"
+    return read_run(folder).returns
+
+
+def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
+    """A PNG: one panel a setting, thin lines for seeds, a thick one for their mean."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    settings = list(dict.fromkeys(job.setting for job in jobs))
+    figure, panels = pyplot.subplots(1, len(settings), figsize=(4.2 * len(settings), 3.2), squeeze=False)
+    methods = list(dict.fromkeys(job.method for job in jobs))
+    for panel, setting in zip(panels[0], settings, strict=True):
+        for method, colour in zip(methods, COLOURS, strict=False):
+            curves = [curve(job, out) for job in jobs if (job.setting, job.method) == (setting, method)]
+            for steps, returns in curves:
+                panel.plot(steps, returns, color=colour, lw=0.7, alpha=0.5)
+            if curves:
+                shortest = min(len(steps) for steps, _ in curves)
+                mean = np.mean([returns[:shortest] for _, returns in curves], axis=0)
+                panel.plot(curves[0][0][:shortest], mean, color=colour, lw=2, label=method)
+        panel.set(title=setting, xlabel="environment steps", ylabel="return")
+        panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    save_png(figure, path)
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure under a temporary name, then renames it."""
+    partial = path.with_name(f".{path.stem}.partial.png")
+    figure.savefig(partial, dpi=110)
+    partial.replace(path)
+
+
+def flags(agent: str, env: str | None, config: Any, **options: Any) -> tuple[str, ...]:
+    """Flags of `trimtab train` for the fields of `config` that differ from their defaults, and for `options`."""
+    words = [agent] + (["--env", env] if env else [])
+    default = type(config)()
+    for name, value in asdict(config).items():
+        flag = name.replace("_", "-")
+        if value == getattr(default, name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--agent.{flag}" if value else f"--agent.no-{flag}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--agent.{flag}", *map(str, values)]
+    for name, value in options.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return tuple(words)
