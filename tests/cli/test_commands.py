@@ -18,6 +18,7 @@ import trimtab
 from tests.cli.conftest import ONLINE, ROOT, TINY, USERLAND, answer, contents, environment, metrics_of, spawn
 from trimtab.cli.main import COMMANDS, main
 from trimtab.core import UsageError
+from trimtab.training.fit import _Loop
 
 
 @pytest.fixture(scope="module")
@@ -458,6 +459,25 @@ def test_second_start_compiles_nothing(tmp_path, env):
     hits, misses, cached = start()
     assert hits == 0 and misses > 5 and len(cached) == misses
     assert start() == (misses, 0, cached)
+
+
+@pytest.mark.parametrize("env", ["probe/Delayed --seeds 0 1", "InvertedPendulum-v5"])
+def test_checkpoints_while_the_buffer_fills_compile_nothing_new(cli, tmp_path, monkeypatch, caplog, env):
+    compiled: dict[int, list[str]] = {}
+    checkpoint = _Loop.checkpoint
+
+    def counted(self: _Loop) -> None:
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            checkpoint(self)
+        messages = [record.getMessage() for record in caplog.records]
+        compiled[self.t.step] = [text for text in messages if text.startswith("Compiling")]
+
+    monkeypatch.setattr(_Loop, "checkpoint", counted)
+    args = f"train sac --env {env} --steps 121 --eval-freq 0 --checkpoint-freq 30 {ONLINE} --out {tmp_path}"
+    assert cli(*args.split()).status == 0
+    _, *others = compiled.values()
+    assert len(others) >= 3 and others == [[]] * len(others)
 
 
 def documented_commands() -> list[str]:

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from trimtab.core import UsageError
@@ -54,14 +55,19 @@ class Buffer(eqx.Module):
         return jax.tree.map(lambda r: r[slots], self.rows)
 
     def trimmed(self) -> "Buffer":
-        """The buffer without its unused rows, for a checkpoint. Host side only: its shape depends on `size`."""
+        """The buffer without its unused rows, on the host, for a checkpoint."""
         size = int(self.size)
-        return Buffer(jax.tree.map(lambda r: r[:size], self.rows), self.head, self.size)
+        # Cut by NumPy: JAX would compile a slice for every size. A copy, since a view would keep the next update from
+        # writing the rows in place.
+        cut = lambda x: np.asarray(x)[:size] if x.ndim else np.asarray(x)
+        return jax.tree.map(lambda x: cut(x).copy(), self)
 
     def padded(self, capacity: int) -> "Buffer":
         """The inverse of `trimmed`."""
-        return Buffer(
-            jax.tree.map(lambda r: jnp.zeros((capacity, *r.shape[1:]), r.dtype).at[: r.shape[0]].set(r), self.rows),
-            self.head,
-            self.size,
-        )
+
+        def pad(rows: Any) -> Array:
+            whole = np.zeros((capacity, *rows.shape[1:]), rows.dtype)
+            whole[: rows.shape[0]] = rows
+            return jnp.array(whole)
+
+        return Buffer(jax.tree.map(pad, self.rows), jnp.array(self.head), jnp.array(self.size))

@@ -106,6 +106,23 @@ def test_donated_extension_writes_in_place():
     assert held(buffer) == [1, 2, 3, 4, 5]
 
 
+def test_what_is_stored_keeps_the_buffer_in_place_and_compiles_nothing(caplog):
+    donating = jax.jit(lambda buffer, items: buffer.extend(items), donate_argnums=0)
+    buffer = donating(jax.tree.map(jnp.copy, Buffer.create(TEMPLATE, 1000)), rows([1]))
+    pointers = {name: x.unsafe_buffer_pointer() for name, x in buffer.rows.items()}
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        caplog.clear()
+        for number in range(2, 6):
+            kept = buffer.trimmed()
+            buffer = donating(buffer, rows([number]))  # while `kept` is still held
+            assert held(kept) == kept.rows["action"].tolist() == list(range(1, number))
+        assert not [record for record in caplog.records if "ompiling" in record.getMessage()]
+        jax.jit(lambda x: x - 12345.0)(1.0)  # what a compilation looks like
+        assert [record for record in caplog.records if "ompiling" in record.getMessage()]
+    assert {name: x.unsafe_buffer_pointer() for name, x in buffer.rows.items()} == pointers
+    assert held(kept.padded(7)) == [1, 2, 3, 4]
+
+
 def test_rows_are_cast_to_the_template():
     buffer = extend(Buffer.create({"x": jnp.zeros((), jnp.float32)}, 2), {"x": np.array([True, False])})
     assert buffer.rows["x"].dtype == jnp.float32
