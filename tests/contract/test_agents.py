@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from trimtab.agents import AGENTS, config_class
+from trimtab.batches import Chunk
 from trimtab.core import Spec, UsageError
 
 SMALL: dict[str, dict[str, Any]] = {}
@@ -71,6 +72,23 @@ def small_agent(name: str, key: jax.Array, spec: Spec, **changes: Any) -> Any:
     return AGENTS[name].create(key, spec, dataclasses.replace(small_config(name), **changes))
 
 
+def make_data(name: str, make_batch: Callable, spec: Spec, key: jax.Array, n: int) -> Any:
+    """`n` random rows of the kind that the agent learns from: transitions, or windows of `config.chunk` steps."""
+    rows = make_batch(spec, key, n)
+    if "chunk" not in {field.name for field in dataclasses.fields(small_config(name))}:
+        return rows
+    h = small_config(name).chunk
+    wide = lambda x, seed: jnp.stack([jr.permutation(jr.fold_in(key, seed + i), x) for i in range(h)], axis=1)
+    valid = jnp.broadcast_to((jnp.arange(n) % 4 != 0)[:, None], (n, h)).astype(jnp.float32).at[:, 0].set(1.0)
+    return Chunk(rows.obs, wide(rows.action, 0), wide(rows.reward, h), wide(rows.discount, 2 * h), rows.next_obs, valid)
+
+
+def plan_size(rig: "Rig") -> int:
+    """Numbers in one answer of the policy: the two of an action, for each step that it plans."""
+    config = small_config(rig.name)
+    return 2 * getattr(config, "chunk", 1)
+
+
 def plain_update(agent, batch, key):
     """The agent's update as a function of the agent."""
     return agent.update(batch, key)
@@ -91,7 +109,7 @@ def chunk_of(agent, data, run_key, updates):
 def rig(request, spec, make_batch) -> Rig:
     name = request.param
     agent = AGENTS[name].create(jr.key(0), spec, small_config(name))
-    data = make_batch(spec, jr.key(1), 64)
+    data = make_data(name, make_batch, spec, jr.key(1), 64)
     batch = jax.tree.map(lambda x: x[:16], data)
     traces: list[str] = []
 
@@ -147,7 +165,7 @@ def test_update_keeps_structure_shapes_and_dtypes(rig):
 
 
 def test_takes_dict_observations(rig, dict_spec, make_batch):
-    agent, batch = rig.build(jr.key(0), dict_spec), make_batch(dict_spec, jr.key(1))
+    agent, batch = rig.build(jr.key(0), dict_spec), make_data(rig.name, make_batch, dict_spec, jr.key(1), 16)
     new, _ = jax.eval_shape(plain_update, agent, batch, jr.key(2))
     assert jax.tree.structure(new) == jax.tree.structure(agent)
 
@@ -326,7 +344,7 @@ def test_only_terminated_transitions_cut_the_bootstrap(rig):
     def learn(discount: float, shift: float):
         batch = dataclasses.replace(
             rig.batch,
-            discount=jnp.full((16,), discount, jnp.float32),
+            discount=jnp.full_like(rig.batch.discount, discount),
             next_obs=jax.tree.map(lambda x: x + shift, rig.batch.next_obs),
         )
         agent, metrics = update(start, batch, jr.key(2))
@@ -350,7 +368,7 @@ def test_actions_are_in_range_for_any_leading_axes(rig, which, kind, dict_spec, 
     for lead in ((), (4,), (2, 3)):
         obs = jax.tree.map(lambda x: 10.0 * x, make_obs(spec, jr.key(3), lead))
         action = policy(obs, jr.key(4))
-        assert action.shape == (*lead, 2) and action.dtype == jnp.float32
+        assert action.shape == (*lead, plan_size(rig)) and action.dtype == jnp.float32
         assert np.abs(action).max() <= 1.0 and np.isfinite(action).all()
 
 

@@ -6,6 +6,7 @@ from trimtab.agents.ddpg import DDPG as DDPG
 from trimtab.agents.iql import IQL as IQL
 from trimtab.agents.sac import SAC as SAC
 from trimtab.agents.sac_flow import SACFlow as SACFlow
+from trimtab.agents.sac_flow_chunked import SACFlowChunked as SACFlowChunked
 from trimtab.agents.td3 import TD3 as TD3
 from trimtab.core import AbstractAgent
 
@@ -14,6 +15,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "iql": IQL,
     "sac": SAC,
     "sac-flow": SACFlow,
+    "sac-flow-chunked": SACFlowChunked,
     "td3": TD3,
 }
 """Every agent by its command-line name."""

@@ -27,10 +27,11 @@ class Critic(eqx.Module):
         *,
         activation: str = "relu",
         norm: str | None = None,
+        init: str = "torch",
     ) -> "Critic":
         """`members` independent networks of widths `hidden`, held as one batched network."""
         in_size = spec.obs_size + spec.action_size
-        return cls(MLP.create(in_size, hidden, 1, key, activation=activation, norm=norm, members=members))
+        return cls(MLP.create(in_size, hidden, 1, key, activation=activation, norm=norm, members=members, init=init))
 
     def __call__(self, obs: PyTree[Float[Array, "b ..."]], action: Float[Array, "b act"]) -> Float[Array, "e b"]:
         return self.mlp(concat(obs, action))[..., 0]
