@@ -76,12 +76,17 @@ class Policy:
             raise UsageError("the parts of obs must all be single, or batches of the same length")
         return vectors, batched[0]
 
-    def function(self) -> Callable[[Any], Any]:
+    def function(self, *, key_input: bool = False) -> Callable[..., Any]:
         """The deterministic policy as a pure JAX function: obs (..., obs) -> action in the environment's units.
+
+        A policy that draws numbers (a flow its start) draws the same ones at each call, or with `key_input` those of a
+        key: (obs, key) -> action.
 
         A policy that plans `h` actions at once gives them all, (..., h * act), the first action first.
         """
         policy, spec = self.agent.policy, self.spec
+        if key_input:
+            return lambda obs, key: to_units(policy(obs, key), spec)
         return lambda obs: to_units(policy(obs, jr.key(0)), spec)
 
 
