@@ -182,7 +182,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, git commit, machine and device: what a result depends on beside its config."""
+    """Versions, git commits, machine and device: what a result depends on beside its config."""
     import jax  # here, so that reading run folders does not wait for it
 
     device = jax.devices()[0]
@@ -194,19 +194,42 @@ def environment() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "versions": versions,
-        "git": _git_commit(),
+        **_commits(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "device": f"{device.platform} ({device.device_kind})",
     }
 
 
-def _git_commit() -> str | None:
+def _commits() -> dict[str, str | None]:
+    """The commit of Trimtab's sources, if they are a git checkout, and of the folder in which the command runs."""
+    here = Path(__file__).absolute()
+    # An installed Trimtab may lie in a repository that is not its own (.venv in a project): the commit must hold it.
+    asked = {"trimtab_commit": (here.parent, ["HEAD", f"HEAD:./{here.name}"]), "working_folder_commit": (".", ["HEAD"])}
+    running = {name: _git(Path(folder), objects) for name, (folder, objects) in asked.items()}  # side by side
+    commits: dict[str, str | None] = {}
+    for name, process in running.items():
+        commits[name] = None
+        if process is not None:
+            try:
+                out, _ = process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, _ = process.communicate()
+            commits[name] = out.split()[0] if process.returncode == 0 else None
+    return commits
+
+
+def _git(folder: Path, objects: list[str]) -> "subprocess.Popen[str] | None":
+    """`git rev-parse OBJECTS`, begun; None outside of repositories, for which no process is needed, and without git."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # no git on this machine: the versions must do
-    return found.stdout.strip() or None
+        folder = folder.resolve()
+        if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+            return None
+        command = ["git", "-C", str(folder), "rev-parse", *objects]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
