@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "causal": BELOW_AGENTS | {"envs", "data"},
     "logic": BELOW_AGENTS | {"envs", "data"},
     "memory": BELOW_AGENTS | {"envs", "data"},
-    "assemble": BELOW_AGENTS | {"agents", "envs", "data", "run", "training"},
+    "assemble": BELOW_AGENTS | {"agents", "diagnostics", "envs", "data", "run", "training"},
     "papers": EVERYTHING,
     "cli": EVERYTHING,
     "api": EVERYTHING,

@@ -16,6 +16,7 @@ from trimtab.assemble import (
     agent_class,
     check_fit,
     execute,
+    find_probes,
     import_all,
     in_phase,
     make_evaluator,
@@ -67,6 +68,7 @@ def train(
     log_freq: int = 1_000,
     checkpoint_freq: int = 10_000,
     log: Sequence[str] = ("csv", "tensorboard"),
+    probes: Sequence[str] = (),
     out: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -79,10 +81,11 @@ def train(
 
     `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` the agent first learns from data
     for `offline_steps` updates; `online_steps` > 0 then goes on in `env` with the same agent and the data in its
-    buffer. `config` is the agent's `Config` (default: its defaults). Steps are environment steps online, updates
-    offline. `seeds` trains one agent a seed, together by `vmap` where the source lives on the device, else one after
-    the other. Raises `UsageError` for a request that cannot be carried out, `RunError` for a run that fails, and
-    `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a checkpoint if there was anything to save.
+    buffer. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged at each
+    evaluation. Steps are environment steps online, updates offline. `seeds` trains one agent a seed, together by `vmap`
+    where the source lives on the device, else one after the other. Raises `UsageError` for a request that cannot be
+    carried out, `RunError` for a run that fails, and `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a
+    checkpoint if there was anything to save.
     """
     import_all(imports)
     kind = agent_class(agent)
@@ -107,6 +110,8 @@ def train(
     if dataset is not None and online_steps and env is None:
         raise UsageError("--online-steps needs an environment to act in: add --env ID")
     check_loggers(tuple(log))
+    if find_probes(probes) and not eval_freq:
+        raise UsageError("probes are measured at evaluations: leave --eval-freq above 0")
     configure(device)
     record = dict(
         format=FORMAT,
@@ -123,6 +128,7 @@ def train(
         log_freq=int(log_freq),
         checkpoint_freq=int(checkpoint_freq),
         log=list(log),
+        probes=list(probes),
         device=device,
         imports=list(imports),
         agent_config=asdict(config),

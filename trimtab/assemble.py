@@ -5,7 +5,7 @@ The verbs of `trimtab.api` say what is to be done; here it is put together and h
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError
 from trimtab.data import windows
 from trimtab.data.readers import read_recorded
 from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, WorldSource
+from trimtab.diagnostics import TRAINING_PROBES
 from trimtab.envs.gym import Collector
 from trimtab.envs.make import World, find
 from trimtab.run.folder import Run
@@ -102,6 +103,24 @@ def skeleton(record: dict[str, Any], spec: Spec) -> Any:
     """The shapes of a run's agent, without computing anything."""
     kind, config = agent_class(record["agent"]), _agent_config(record)
     return jax.eval_shape(lambda: kind.create(jr.key(0), spec, config))
+
+
+def find_probes(names: Sequence[str]) -> dict[str, Any]:
+    """The training probes of those names, by the names of their metrics. Raises `UsageError` naming what there is."""
+    for name in names:
+        if name not in TRAINING_PROBES:
+            raise UsageError(f"unknown probe {name!r}: choose from {', '.join(TRAINING_PROBES)}")
+    return {name.replace("-", "_"): TRAINING_PROBES[name] for name in names}
+
+
+def _check_probes(probes: Mapping[str, Any], setup: "Setup", source: AbstractSource) -> None:
+    """Traces each probe without running it, so that one that does not suit the agent is refused before training."""
+
+    def everything(agent: Any, key: Any) -> Any:
+        batch = source.batch(source.init(key), key)
+        return [probe(agent, batch, key) for probe in probes.values()]
+
+    jax.eval_shape(everything, setup.skeleton(), jr.key(0))
 
 
 def check_fit(spec: Spec, world: World) -> None:
@@ -231,7 +250,7 @@ def execute(
 
     Runs that diverged beside others get neither; `Diverged` then names them, after the others have ended.
     """
-    record, phases = setup.record, setup.phases()
+    record, phases, probes = setup.record, setup.phases(), find_probes(setup.record.get("probes", []))
     together = len(seeds) if len(seeds) > 1 else None
     meta = checkpoint.meta(folders[0]) if folders else None
     total = setup.schedule(phases[-1]).steps
@@ -261,6 +280,7 @@ def execute(
                 if training.lost or (meta and phases.index(phase) < phases.index(meta["phase"])):
                     continue
                 source = setup.source(phase)
+                _check_probes(probes, setup, source)
                 training.agent = in_phase(training.agent, phase)
                 here = meta if meta and meta["phase"] == phase else None
                 state = _initial_state(source, seeds, together)
@@ -287,6 +307,7 @@ def execute(
                         progress,
                         collector=collector,
                         evaluate=evaluators,
+                        probes=probes,
                         phase=phase,
                         signals=signals,
                     )

@@ -46,6 +46,8 @@ class Flags:
     """steps between checkpoints; 0 for none."""
     log: tuple[str, ...] = ("csv", "tensorboard")
     """loggers: csv, tensorboard, wandb, mlflow."""
+    probes: tuple[str, ...] = ()
+    """diagnostics to log at each evaluation: rollout-grad (gradients through a flow's rollout)."""
     video: int = 0
     """episodes of the trained policy to film at the end."""
     out: str = "runs"
