@@ -13,6 +13,7 @@ from trimtab.assemble import import_all
 from trimtab.cli.flags import parse
 from trimtab.core import RunError, UsageError
 from trimtab.envs.make import find
+from trimtab.policies.flow import with_steps
 from trimtab.run.folder import write_json
 from trimtab.training.predict import Policy
 
@@ -33,6 +34,8 @@ class Flags:
     """another environment than the one of the run."""
     seed: int = 0
     """seed of the evaluation episodes."""
+    flow_steps: int | None = None
+    """Euler steps of a flow policy, in place of those it was trained with."""
 
 
 def run(args: list[str]) -> None:
@@ -42,9 +45,13 @@ def run(args: list[str]) -> None:
         raise UsageError(f"video must not be negative, got {flags.video}")
     policy = api.load(flags.run, checkpoint_name=flags.checkpoint)
     import_all(policy.info["imports"])
+    if flags.flow_steps is not None:
+        policy = Policy(with_steps(policy.agent, flags.flow_steps), policy.spec, policy.info)
     env = env_of(policy, flags.env)
     episodes = api.evaluate_episodes(policy, env, episodes=flags.episodes, seed=flags.seed)
     record = summary(episodes) | {"checkpoint": flags.checkpoint, "seed": flags.seed, "env": env}
+    if flags.flow_steps is not None:
+        record |= {"flow_steps": flags.flow_steps}
     write_json(flags.run / "evaluation.json", record)
     low, high = record["iqm_low"], record["iqm_high"]
     interval = "" if low is None else f"[{low:.1f}, {high:.1f}]"

@@ -15,6 +15,7 @@ arXiv:2509.25756).
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -168,6 +169,16 @@ class Ode(AbstractPolicy):
     def from_start(self, obs: PyTree[Float[Array, "..."]], start: Float[Array, "*b act"]) -> Array:
         """The action to which `start` flows."""
         return self.inner.rollout(obs, start, None)[0].action
+
+
+def with_steps(agent: Any, steps: int) -> Any:
+    """`agent` (any PyTree) whose flow policies take `steps` Euler steps. Raises `UsageError` if it has none."""
+    if steps < 1:
+        raise UsageError(f"flow_steps must be at least 1, got {steps}")
+    is_flow = lambda x: isinstance(x, FlowPolicy)
+    if not any(map(is_flow, jax.tree.leaves(agent, is_leaf=is_flow))):
+        raise UsageError("flow_steps is for flow policies, and this agent has none")
+    return jax.tree.map(lambda x: replace(x, steps=steps) if is_flow(x) else x, agent, is_leaf=is_flow)
 
 
 def corrected_drift(v: Array, x: Array, t: float | Array, sigma: float) -> Array:
