@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from trimtab.core import AbstractEnv, UsageError
 from trimtab.envs import probes
+from trimtab.envs.two_route import TwoRoute
 
 _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "probe/Constant": probes.Constant,
@@ -12,6 +13,7 @@ _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "probe/ActionDependent": probes.ActionDependent,
     "probe/Both": probes.Both,
     "probe/Cut": probes.Cut,
+    "trimtab/TwoRoute-v0": TwoRoute.create,
 }
 
 
