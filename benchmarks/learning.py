@@ -2,7 +2,7 @@
 
 Both train with Stable-Baselines3's hyper-parameters and one update a step, and are judged by their last policy: the
 mean of 20 deterministic episodes. `--chunk LIBRARY ENV SEED` trains one of the runs; without it, all are trained in
-turns.
+turns. Runs that the file of `--json` holds already, of as many steps, are kept.
 """
 
 import json
@@ -64,10 +64,13 @@ def main() -> int:
         print("@" + json.dumps({"returns": returns, "seconds": time.perf_counter() - began}))
         return 0
     steps, seeds = (2_000, SEEDS[:1]) if flags.quick else (flags.steps, SEEDS)
-    runs = []
+    runs = kept(flags.json, steps)
+    there = {(run["library"], run["env"], run["seed"]) for run in runs}
     for seed in seeds:
         for env in ENVS:
             for library in ("trimtab", "sb3"):
+                if (library, env, seed) in there:
+                    continue
                 command = [
                     sys.executable,
                     "-W",
@@ -90,6 +93,14 @@ def main() -> int:
     for r in table:
         print(r["text"])
     return 0
+
+
+def kept(path: Path | None, steps: int) -> list[dict]:
+    """The runs of an earlier call that was stopped."""
+    if path is None or not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    return record["runs"] if record["steps"] == steps else []
 
 
 def summarise(runs: list[dict]) -> list[dict]:

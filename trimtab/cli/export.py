@@ -48,5 +48,5 @@ def run(args: list[str]) -> None:
         export_onnx(function, example, path, metadata=info, key_input=key_input)
     else:
         export_stablehlo(function, example, path, key_input=key_input)
-    difference = check_parity(function, path, example, key_input=key_input, atol=flags.atol)
+    difference = check_parity(function, path, example, key_input=key_input, atol=flags.atol, format=flags.format)
     print(f"wrote   {path} (largest difference from predict: {difference:.1e})")

@@ -102,13 +102,16 @@ def check_parity(
     atol: float = 1e-5,
     seed: int = 0,
     key_input: bool = False,
+    format: str | None = None,
 ) -> float:
-    """The largest difference between `fn` and the exported file (`.onnx`, else StableHLO) on random observations.
+    """The largest difference between `fn` and the exported file on random observations.
+
+    `format` is "onnx" or "stablehlo"; None: ONNX where the file is named `.onnx`, else StableHLO.
 
     Observations are normal at scales 0.1, 1 and 10 (integers and booleans: 0 or 1), one by one and as one batch.
     Raises `ExportError` above `atol` times the largest action (at least 1), or if shapes, types or NaNs differ.
     """
-    onnx = Path(path).suffix == ".onnx"
+    onnx = Path(path).suffix == ".onnx" if format is None else format == "onnx"
     with jax.default_matmul_precision("highest" if onnx else None):
         program = _Program.of(fn, example_obs, key_input)
         rng = np.random.default_rng(seed)
