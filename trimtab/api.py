@@ -26,7 +26,9 @@ from trimtab.assemble import (
     stored_state,
 )
 from trimtab.core import RunError, UsageError
+from trimtab.data.collect import locate
 from trimtab.data.sources import AbstractSource
+from trimtab.envs import ogbench
 from trimtab.envs.make import find
 from trimtab.run.folder import Run, read_config, replace_text, write_json
 from trimtab.run.logging import check_loggers
@@ -79,17 +81,19 @@ def train(
 ) -> Any:
     """Trains `agent` and returns a `Trained`, or a list of them when `seeds` are given.
 
-    `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` the agent first learns from data
-    for `offline_steps` updates; `online_steps` > 0 then goes on in `env` with the same agent and the data in its
-    buffer. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged at each
-    evaluation. Steps are environment steps online, updates offline. `seeds` trains one agent a seed, together by `vmap`
-    where the source lives on the device, else one after the other. Raises `UsageError` for a request that cannot be
-    carried out, `RunError` for a run that fails, and `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a
-    checkpoint if there was anything to save.
+    `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` (a path, or a name in `data/`)
+    the agent first learns from data for `offline_steps` updates; `online_steps` > 0 then goes on in `env` with the same
+    agent and the data in its buffer. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics
+    logged at each evaluation. Steps are environment steps online, updates offline. `seeds` trains one agent a seed,
+    together by `vmap` where the source lives on the device, else one after the other. Raises `UsageError` for a request
+    that cannot be carried out, `RunError` for a run that fails, and `trimtab.training.fit.Interrupted` after Ctrl-C or
+    SIGTERM, with a checkpoint if there was anything to save.
     """
     import_all(imports)
     kind = agent_class(agent)
     config = config_class(kind)() if config is None else config
+    if env is None and dataset is not None and ogbench.is_task(str(dataset)):
+        env = str(dataset)
     if dataset is not None and offline_steps == 0:
         raise UsageError("say how long to learn from the data set: add --offline-steps N")
     positive = dict(eval_episodes=eval_episodes, num_envs=num_envs, log_freq=log_freq)
@@ -117,7 +121,7 @@ def train(
         format=FORMAT,
         agent=agent,
         env=None,
-        dataset=None if dataset is None else str(Path(dataset).resolve()),
+        dataset=None if dataset is None else str(locate(dataset)),
         steps=int(steps),
         offline_steps=int(offline_steps),
         online_steps=int(online_steps),

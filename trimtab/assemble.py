@@ -157,7 +157,7 @@ class Setup:
         dataset = None
         config = _agent_config(record)
         if record["dataset"] is not None:
-            recorded, spec = read_recorded(record["dataset"])
+            recorded, spec = read_recorded(record["dataset"], None if world is None else world.name)
             dataset, chunk = recorded.transition, chunk_of(config)
             if chunk is not None:
                 dataset = recorded

@@ -43,6 +43,8 @@ def run(args: list[str]) -> None:
         for name, (_, text) in PAPERS.items():
             print(f"{name:<12}{text}")
     else:
-        print(
-            "a data set is an .npz file or a folder of .npy files (observations, actions, rewards, terminals, timeouts)"
-        )
+        from trimtab.data.collect import FOLDER, names
+
+        for name in names():
+            print(f"{name:<32}{'in ' + str(FOLDER) + '/' if (FOLDER / f'{name}.npz').exists() else 'to be made'}")
+        print("make one with `trimtab data make NAME`; --dataset also takes an .npz file or a folder of .npy files")

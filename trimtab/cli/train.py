@@ -19,9 +19,9 @@ class Flags:
     """What `trimtab train` takes beside the agent's own hyper-parameters."""
 
     env: str | None = None
-    """environment: a Gymnasium id, an own world's id, or module:function of a factory."""
+    """environment: a Gymnasium id, an own world's id, one of OGBench's names, or module:function of a factory."""
     dataset: str | None = None
-    """data set to learn from: an .npz file or a folder of .npy files."""
+    """data set to learn from: an .npz file, a folder of .npy files, or the name of a data set in data/."""
     steps: int = 1_000_000
     """environment steps of online training."""
     offline_steps: int = 0

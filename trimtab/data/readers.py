@@ -9,10 +9,12 @@ import numpy as np
 
 from trimtab.batches import Recorded, Transition
 from trimtab.core import Spec, UsageError
+from trimtab.envs import ogbench
 
 _NEEDED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("next_observations", "timeouts", "truncations")
-_RANKS = {"observations": 2, "actions": 2, "next_observations": 2}
+_STATES = ("qpos", "qvel", "button_states")
+_RANKS = {"observations": 2, "actions": 2, "next_observations": 2, "qpos": 2, "qvel": 2, "button_states": 2}
 """Axes of an array; those not named have one."""
 
 
@@ -22,7 +24,7 @@ def read_dataset(path: str | Path) -> tuple[Transition, Spec]:
     return recorded.transition, spec
 
 
-def read_recorded(path: str | Path) -> tuple[Recorded, Spec]:
+def read_recorded(path: str | Path, task: str | None = None) -> tuple[Recorded, Spec]:
     """A data set of float32 arrays with the ends of its episodes, and the `Spec` it implies; actions must be in
     [-1, 1].
 
@@ -31,13 +33,32 @@ def read_recorded(path: str | Path) -> tuple[Recorded, Spec]:
     (n, obs) or `timeouts` (n,) 1 where it was cut. Without `next_observations` the next row's observation is taken and
     the last row of each episode that was cut is dropped, as its true next observation is not known. With
     `next_observations` and no `timeouts`, an episode ends where the next row begins at another observation.
+
+    A file of OGBench (`qpos`, no `rewards`, `terminals` on the last row of each trajectory) is read as OGBench reads
+    it: that last row is dropped, and rewards and discounts are those of `task`, one of its names with `-singletask`.
     Raises `UsageError` naming the array and the index of the first bad number.
     """
     path = Path(path)
+    arrays = read_arrays(path)
+    if "rewards" not in arrays and "qpos" in arrays:
+        if task is None or not ogbench.is_task(task):
+            raise UsageError(f"{path} holds no rewards: name a task with --env, such as {_example(path)}")
+        arrays = _of_ogbench(arrays, task)
+    return _transitions(path, arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a data set on disk, checked: numbers only, all finite, as many rows in each, actions in [-1, 1].
+
+    Raises `UsageError` naming the array and the index of the first bad number.
+    """
     arrays = _load(path)
-    missing = [name for name in _NEEDED if name not in arrays]
+    if "rewards" in arrays:  # then nobody needs what OGBench's rewards are made of
+        arrays = {name: array for name, array in arrays.items() if name in _NEEDED + _OPTIONAL}
+    needed = [name for name in _NEEDED if name != "rewards" or "qpos" not in arrays]
+    missing = [name for name in needed if name not in arrays]
     if missing:
-        raise UsageError(f"{path} lacks the array {missing[0]!r}: it needs {', '.join(_NEEDED)}")
+        raise UsageError(f"{path} lacks the array {missing[0]!r}: it needs {', '.join(needed)}")
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise UsageError(f"{path}: {name} holds {array.dtype}, not numbers")
@@ -59,13 +80,37 @@ def read_recorded(path: str | Path) -> tuple[Recorded, Spec]:
     outside = np.argwhere(np.abs(arrays["actions"]) > 1.0 + 1e-6)
     if len(outside):
         raise UsageError(f"{path}: actions{outside[0].tolist()} is outside [-1, 1]: divide by the action bound")
-    return _transitions(path, arrays)
+    return arrays
+
+
+def _example(path: Path) -> str:
+    name = path.stem.removesuffix("-val")
+    return name.replace("-v0", "-singletask-task1-v0") if ogbench.is_name(name) else "cube-single-play-singletask-v0"
+
+
+def _of_ogbench(arrays: dict[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
+    """The arrays of an OGBench file with the rewards of a task, as if it were one of ours.
+
+    The last state of a trajectory is the next observation of the row before; no action was recorded that follows it.
+    """
+    rewards, masks = ogbench.task_rewards(task, arrays)
+    final = arrays["terminals"].astype(bool).copy()
+    final[-1] = True
+    kept, after = ~final, np.append(False, ~final[:-1])
+    return {
+        "observations": arrays["observations"][kept],
+        "actions": arrays["actions"][kept],
+        "next_observations": arrays["observations"][after],
+        "rewards": rewards[kept],
+        "terminals": masks[kept] == 0.0,
+        "timeouts": np.append(final[1:], True)[kept],
+    }
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UsageError(f"no data set at {path}: give an .npz file or a folder of .npy files")
-    known = _NEEDED + _OPTIONAL
+    known = _NEEDED + _OPTIONAL + _STATES
     try:
         if path.is_dir():
             return {name: np.load(path / f"{name}.npy") for name in known if (path / f"{name}.npy").exists()}

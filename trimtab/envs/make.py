@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 
 from trimtab.core import AbstractEnv, Spec, UsageError
+from trimtab.envs import ogbench
 from trimtab.envs.gym import spec_of
 from trimtab.envs.register import worlds
 
@@ -39,6 +40,9 @@ def find(env: str | Callable[..., Any] | AbstractEnv) -> World:
     if isinstance(env, str):
         if env in worlds():
             return _own(env, worlds()[env]())
+        if ogbench.is_name(env):
+            make = lambda render_mode=None: ogbench.make(env, render_mode)
+            return _from_make(make, env, env, _make_one(make, env))
         if ":" in env and env not in gymnasium.registry:
             return _from_factory(_import_factory(env), env)
         return _from_id(env)
@@ -109,6 +113,8 @@ def _from_factory(factory: Callable[..., Any], name: str | None) -> World:
 def _make_one(make: Callable[..., Any], label: str) -> Any:
     try:
         return make()
+    except UsageError:
+        raise
     except Exception as error:  # whatever a third party's constructor raises, the user gets its reason in one line
         raise UsageError(f"cannot make the environment {label!r}: {_one_line(error)}") from error
 

@@ -1,0 +1,155 @@
+"""`trimtab data`, data sets by name, and offline-to-online in an own world."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import TINY, contents, metrics_of
+from trimtab.data import collect
+from trimtab.envs import ogbench
+
+ARGS = f"{TINY} --eval-episodes 3 --log-freq 100 --eval-freq 0"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which `data/` holds a small data set of TwoRoute."""
+    path = tmp_path_factory.mktemp("here")
+    collect.make("two-route-sparse", episodes=20, out=path / "data", tick=lambda *_: None)
+    return path
+
+
+def test_make_writes_data_and_how_it_was_made(cli, tmp_path):
+    found = cli("data", "make", "two-route-slow", "--episodes", 3, "--seed", 7, "--out", tmp_path / "new")
+    assert found.status == 0, found.err
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["two-route-slow.json", "two-route-slow.npz"]
+    record = json.loads((tmp_path / "new" / "two-route-slow.json").read_text())
+    assert record["command"] == f"trimtab data make two-route-slow --episodes 3 --seed 7 --out {tmp_path / 'new'}"
+    assert (record["seed"], record["episodes"]) == (7, {"two-route-slow": 3})
+    with np.load(tmp_path / "new" / "two-route-slow.npz") as file:
+        assert record["rows"] == {"two-route-slow": len(file["actions"])}
+    assert record["versions"]["trimtab"] and record["versions"]["jax"]
+    # The same command gives the same data; it replaces what was there.
+    before = contents(tmp_path / "new")
+    assert cli("data", "make", "two-route-slow", "--episodes", 3, "--seed", 7, "--out", tmp_path / "new").status == 0
+    assert contents(tmp_path / "new") == before
+
+
+def test_show(cli, folder, dataset, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name in ("two-route-sparse", "data/two-route-sparse.npz", folder / "data" / "two-route-sparse.npz"):
+        found = cli("data", "show", name)
+        assert found.status == 0, found.err
+        assert "episodes    20" in found.out and "terminated" in found.out
+    found = cli("data", "show", dataset)
+    assert found.status == 0 and "rows        2" in found.out
+
+
+def test_list(cli, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    lines = cli("list", "datasets").out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("two-route")] == [
+        "to be made", "to be made", "to be made", "in data/",
+    ]  # fmt: skip
+    assert any(line.startswith("cube-quadruple-noisy-v0") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "text"),
+    [
+        ("data", 2, "say what to do: trimtab data make NAME"),
+        ("data mak two-route", 2, "unknown command `data mak`: did you mean `data make`?"),
+        ("data make", 2, "required"),
+        ("data make two-rout", 2, "no data set 'two-rout' can be made: did you mean 'two-route'?"),
+        ("data make cube-singel-play-v0", 2, "did you mean 'cube-single-play-v0'?"),
+        ("data make antmaze-large-navigate-v0", 2, "no data set 'antmaze-large-navigate-v0' can be made"),
+        ("data make two-route --episodes 0", 2, "episodes must be at least 1, got 0"),
+        ("data make two-route --episodes x", 2, "x"),
+        ("data make two-route --seed -1", 2, "seed must not be negative, got -1"),
+        ("data make two-route --sede 1", 2, "did you mean --seed?"),
+        ("data make two-route --out FILE/below", 1, "cannot write to FILE/below"),
+        ("data show", 2, "required"),
+        (
+            "data show two-route",
+            2,
+            "the data set two-route is not in data/: make it with `trimtab data make two-route`",
+        ),
+        ("data show nothing", 2, "no data set 'nothing': give a path, or one of the names of `trimtab list datasets`"),
+        ("data show nothing.npz", 2, "no data set at"),
+        ("data show FILE", 2, "cannot read the data set"),
+        (
+            "train iql --dataset cube-single-play-v0 --offline-steps 10",
+            2,
+            "the data set cube-single-play-v0 is not in data/: make it with `trimtab data make cube-single-play-v0`",
+        ),
+        (
+            "train iql --dataset cube-single-play-singletask-task2-v0 --offline-steps 10",
+            2,
+            "make it with `trimtab data make cube-single-play-v0`",
+        ),
+        ("train iql --dataset two-rote --offline-steps 10", 2, "such as 'two-route'"),
+        ("train iql --env trimtab/TwoRoute-v1 --steps 10", 2, "did you mean 'trimtab/TwoRoute-v0'?"),
+    ],
+)
+def test_bad_input_is_one_line(cli, tmp_path, monkeypatch, args, status, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("not an array")
+    found = cli(*args.split())
+    assert found.status == status
+    assert len(found.errors) == 1, found.err
+    assert text in found.errors[0]
+    assert "Traceback" not in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_without_ogbench_it_names_the_extra(cli, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ogbench", None)
+    for args in ("data make cube-single-play-v0", "train sac --env cube-single-play-singletask-v0 --steps 10"):
+        found = cli(*args.split())
+        assert found.status == 2 and len(found.errors) == 1
+        assert "pip install 'trimtab[ogbench]'" in found.errors[0]
+
+
+@pytest.mark.parametrize("agent", ["iql", "chunky"])
+def test_offline_to_online_in_two_route(cli, folder, tmp_path, monkeypatch, agent):
+    monkeypatch.chdir(folder)
+    extra = "--import chunky --agent.chunk 5" if agent == "chunky" else ""
+    args = f"train {agent} {extra} --env trimtab/TwoRoute-v0 --dataset two-route-sparse --offline-steps 200"
+    args = f"{args} --online-steps 300 {ARGS} --eval-freq 250 --num-envs 3 --out {tmp_path} --name run"
+    found = cli(*args.split())
+    assert found.status == 0, found.err
+    run = tmp_path / "trimtab/TwoRoute-v0" / agent / "run"
+    lines = metrics_of(run)
+    assert any(",eval/success_rate," in line for line in lines)
+    assert any(",rollout/ep_len_mean," in line for line in lines)
+    assert cli("eval", run, "--episodes", 4).status == 0
+
+
+def test_ogbench_from_data_to_evaluation(cli, tmp_path, monkeypatch):
+    pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
+    monkeypatch.chdir(tmp_path)
+    name = "pointmaze-medium-stitch-v0"
+    assert cli("data", "make", name, "--episodes", 5).status == 0
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        f"{name}{end}" for end in ("-val.npz", ".json", ".npz")
+    ]
+    assert "task 5" in cli("data", "show", name).out
+    task = "pointmaze-medium-stitch-singletask-task1-v0"
+    found = cli(
+        *f"train iql --dataset {task} --offline-steps 100 --eval-freq 100 --eval-episodes 1 {TINY} --name a".split()
+    )
+    assert found.status == 0, found.err
+    run = tmp_path / "runs" / task / "iql" / "a"
+    assert any(",eval/success_rate," in line for line in metrics_of(run))
+    found = cli(*f"train iql --dataset {name} --offline-steps 100 {TINY}".split())
+    assert found.status == 2 and "name a task with --env, such as pointmaze-medium-stitch-singletask-task1" in found.err
+    online = (
+        f"train iql --dataset {name} --env {task} --offline-steps 100 --online-steps 60 --eval-freq 0 {TINY} --name b"
+    )
+    found = cli(*online.split())
+    assert found.status == 0, found.err
+    assert ogbench.dataset_of(task) == name

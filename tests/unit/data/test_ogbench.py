@@ -1,0 +1,237 @@
+"""OGBench: names, data sets collected here in its format, and their rewards against its environments."""
+
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+from trimtab.core import UsageError
+from trimtab.data import collect
+from trimtab.data.collect_ogbench import RECIPES, _at_distance, _cells, _cube_lost
+from trimtab.data.describe import describe
+from trimtab.data.readers import read_recorded
+from trimtab.envs import ogbench
+from trimtab.envs.gym import Collector
+from trimtab.envs.make import find
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "dataset", "env"),
+    [
+        ("cube-single-play-v0", False, "cube-single-play-v0", "cube-single-v0"),
+        ("scene-v0", False, "scene-v0", "scene-v0"),
+        ("cube-double-noisy-singletask-task2-v0", True, "cube-double-noisy-v0", "cube-double-singletask-task2-v0"),
+        ("puzzle-4x4-play-singletask-v0", True, "puzzle-4x4-play-v0", "puzzle-4x4-singletask-v0"),
+        ("pointmaze-medium-navigate-v0", False, "pointmaze-medium-navigate-v0", "pointmaze-medium-v0"),
+    ],
+)
+def test_names(name, task, dataset, env):
+    assert ogbench.is_name(name)
+    assert (ogbench.is_task(name), ogbench.dataset_of(name), ogbench.env_id(name)) == (task, dataset, env)
+
+
+def test_other_names_are_none_of_ogbench():
+    for name in ("Hopper-v5", "cube", "cube-single-v1", "trimtab/TwoRoute-v0", "FetchPush-v4", "my.cube-single-v0"):
+        assert not ogbench.is_name(name)
+    assert ogbench.task_name("cube-single-play-v0", 2) == "cube-single-singletask-task2-v0"
+    assert all(ogbench.is_name(name) for name in RECIPES)
+
+
+def test_without_the_package_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ogbench", None)
+    with pytest.raises(UsageError, match=r"OGBench is not installed .*pip install 'trimtab\[ogbench\]'"):
+        find("cube-single-play-singletask-task2-v0")
+
+
+MAZE = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]])
+
+
+def test_cells_of_a_maze():
+    cells, corners = _cells(MAZE)
+    assert sorted(cells) == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 3)]
+    assert sorted(corners) == [(1, 1), (1, 3), (3, 1), (3, 3)]  # corners and dead ends
+    assert [_at_distance(MAZE, (3, 1), n) for n in (0, 2, 6, 7)] == [[(3, 1)], [(1, 1)], [(3, 3)], []]
+
+
+def test_a_cube_is_lost_behind_the_drawer_and_in_front_of_it():
+    assert [_cube_lost(np.array([[0.4, *yz]])) for yz in ((0.28, 0.0), (0.29, 0.0), (-0.31, 0.07), (-0.31, 0.02))] == [
+        False, True, False, True,
+    ]  # fmt: skip
+
+
+# With the package
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with two small data sets: mazes, and one with buttons."""
+    pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
+    out = tmp_path_factory.mktemp("data")
+    for name, episodes in (("pointmaze-medium-navigate-v0", 3), ("cube-single-play-v0", 1), ("scene-play-v0", 1)):
+        collect.make(name, episodes=episodes, seed=1, out=out, command="test", tick=lambda *_: None)
+    return out
+
+
+def test_format(made):
+    with np.load(made / "scene-play-v0.npz") as file:
+        arrays = dict(file)
+    assert {name: array.dtype.name for name, array in arrays.items()} == {
+        "observations": "float32", "actions": "float32", "terminals": "bool", "qpos": "float32", "qvel": "float32",
+        "button_states": "int64",
+    }  # fmt: skip
+    assert arrays["observations"].shape == (1001, 40) and arrays["button_states"].shape == (1001, 2)
+    assert arrays["terminals"].sum() == 1 and arrays["terminals"][-1]
+    assert (made / "scene-play-v0-val.npz").exists() and not list(made.glob(".*"))
+    with np.load(made / "pointmaze-medium-navigate-v0.npz") as file:
+        np.testing.assert_array_equal(np.flatnonzero(file["terminals"]), [1000, 2001, 3002])
+        np.testing.assert_array_equal(file["observations"], file["qpos"])  # both are the state before the action
+        assert np.abs(file["actions"]).max() <= 1.0
+
+
+@pytest.mark.parametrize("name", ["pointmaze-medium-navigate-v0", "scene-play-v0"])
+def test_ogbench_reads_it_as_we_do(made, name):
+    task = ogbench.task_name(name, 1)
+    with ogbench.quiet():
+        env, theirs, validation = ogbench.library().make_env_and_datasets(
+            name.replace("-v0", "-singletask-task1-v0"), dataset_path=str(made / f"{name}.npz")
+        )
+    env.close()
+    ours, spec = read_recorded(made / f"{name}.npz", task)
+    transition = ours.transition
+    for array, key in (
+        (transition.obs, "observations"), (transition.action, "actions"), (transition.next_obs, "next_observations"),
+        (transition.reward, "rewards"), (transition.discount, "masks"),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(array, theirs[key])
+    np.testing.assert_array_equal(ours.last, (theirs["terminals"] > 0) | (theirs["masks"] == 0))
+    assert len(validation["rewards"]) > 0
+    assert spec.action_size == theirs["actions"].shape[1]
+
+
+def test_maze_rewards_equal_those_of_the_environment(made):
+    """200 rows: the environment is put into the state before the action, and asked."""
+    task, path = "pointmaze-medium-singletask-task3-v0", made / "pointmaze-medium-navigate-v0.npz"
+    recorded, _ = read_recorded(path, task)
+    data = recorded.transition
+    env = ogbench.make(task)
+    env.reset(seed=0)
+    bare = env.unwrapped
+    far = np.linalg.norm(np.asarray(data.obs) - bare.cur_goal_xy, axis=1)
+    rows = np.argsort(far)[:: max(1, len(far) // 2000)][:100]  # near the goal, where it is decided
+    rows = np.concatenate([rows, np.random.default_rng(0).integers(len(far), size=100)])
+    solved = 0
+    for i in rows:
+        bare.set_xy(np.asarray(data.obs[i], np.float64))
+        after, reward, terminated, _, info = env.step(np.asarray(data.action[i]))
+        assert reward == float(data.reward[i])
+        assert terminated == (float(data.discount[i]) == 0.0) == bool(info["success"])
+        np.testing.assert_allclose(after, data.next_obs[i], atol=1e-4)
+        solved += terminated
+    assert 0 < solved < 200
+    env.close()
+
+
+@pytest.mark.parametrize(("name", "task"), [("cube-single-play-v0", 1), ("scene-play-v0", 2)])
+def test_manipulation_rewards_equal_those_of_the_environment(made, name, task):
+    task_id, path = ogbench.task_name(name, task), made / f"{name}.npz"
+    recorded, _ = read_recorded(path, task_id)
+    with np.load(path) as file:
+        qpos, qvel = file["qpos"], file["qvel"]
+        buttons = file.get("button_states")
+    env = ogbench.make(task_id)
+    env.reset(seed=0)
+    bare, parts = env.unwrapped, []
+    solved = np.flatnonzero(np.asarray(recorded.transition.discount) == 0.0)[:100]
+    for i in np.concatenate([solved, np.random.default_rng(0).integers(1000, size=200 - len(solved))]):
+        state = (qpos[i].astype(float), qvel[i].astype(float))
+        bare.set_state(*state, *(() if buttons is None else (buttons[i],)))
+        bare.pre_step()
+        bare.post_step()
+        assert bare.compute_reward() == float(recorded.transition.reward[i])
+        assert bool(bare._success) == (float(recorded.transition.discount[i]) == 0.0)
+        parts.append(float(recorded.transition.reward[i]))
+    assert min(parts) < 0
+    env.close()
+
+
+def test_a_longer_data_set_begins_with_a_shorter_one(made, tmp_path):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    for episodes, seed in ((2, 1), (1, 2)):
+        out = tmp_path / str(seed)
+        collect.make("pointmaze-medium-navigate-v0", episodes=episodes, seed=seed, out=out, tick=lambda *_: None)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002  left as it was
+    whole, short, other = (
+        np.load(folder / "pointmaze-medium-navigate-v0.npz")["actions"]
+        for folder in (made, tmp_path / "1", tmp_path / "2")
+    )
+    np.testing.assert_array_equal(short, whole[: len(short)])
+    assert (other[:100] != whole[:100]).any()
+
+
+def test_points_stay_out_of_the_walls_and_reach_goals(made):
+    with np.load(made / "pointmaze-medium-navigate-v0.npz") as file:
+        path = file["observations"]
+    env = ogbench.make_bare("pointmaze-medium-v0", {})
+    cells = {env.unwrapped.xy_to_ij(xy) for xy in path}
+    assert all(env.unwrapped.maze_map[cell] == 0 for cell in cells)
+    assert len(cells) > 15  # of 26
+    env.close()
+
+
+def test_equal_seeds_give_equal_episodes_whatever_else_draws():
+    pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
+    world = find("pointmaze-medium-navigate-singletask-task1-v0")
+    one, two = world.make(None), world.make(None)
+    first = [one.reset(seed=3)[0], one.reset()[0]]
+    np.random.normal(size=10)  # noqa: NPY002
+    second = [two.reset(seed=3)[0], two.reset()[0]]
+    np.testing.assert_array_equal(first, second)
+    assert (first[0] != first[1]).any()
+    collector = Collector(lambda: world.make(None), 1, world.spec, 0)
+    assert not collector.exact  # its generators are not among what a checkpoint holds
+    for env in (one, two, collector):
+        env.close()
+
+
+def test_success_ends_an_episode_one_step_after_arrival():
+    pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
+    env = find("pointmaze-medium-navigate-singletask-task1-v0").make(None)
+    env.reset(seed=0)
+    env.unwrapped.set_xy(np.add(env.unwrapped.cur_goal_xy, [1.1, 0.0]))
+    _, reward, terminated, _, info = env.step(np.array([-1.0, 0.0]))
+    assert (reward, terminated, info["success"]) == (-1.0, False, 0.0)
+    _, reward, terminated, _, info = env.step(np.array([-1.0, 0.0]))
+    assert (reward, terminated, info["success"]) == (0.0, True, 1.0)
+    env.close()
+
+
+def test_what_does_not_fit_is_one_line(made, tmp_path):
+    cube = made / "cube-single-play-v0.npz"
+    for task, text in (
+        (None, r"holds no rewards: name a task with --env, such as cube-single-play-singletask-task1-v0"),
+        ("cube-single-v0", r"holds no rewards: name a task"),
+        ("cube-double-singletask-task1-v0", r"has qpos of 28 numbers, the data set has 21"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            read_recorded(cube, task)
+    with pytest.raises(UsageError, match=r"no environment 'cube-singel-v0': did you mean 'cube-single-v0'\?"):
+        find("cube-singel-v0")
+    with np.load(made / "scene-play-v0.npz") as file:
+        np.savez(tmp_path / "a.npz", **{name: array for name, array in file.items() if name != "button_states"})
+    with pytest.raises(UsageError, match=r"lacks 'button_states', which the rewards of scene"):
+        read_recorded(tmp_path / "a.npz", "scene-play-singletask-v0")
+
+
+def test_description(made):
+    lines = describe(made / "pointmaze-medium-navigate-v0.npz")
+    assert "rows        3,003" in lines and "episodes    3" in lines
+    assert len([line for line in lines if line.startswith("task ")]) == 5
+    shares = [int(line.split(", ")[1].split("%")[0]) for line in lines if line.startswith("task ")]
+    assert set(shares) <= {0, 33, 67, 100} and max(shares) > 0
+
+
+def test_gymnasium_knows_the_environments_after_use():
+    pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
+    ogbench.library()
+    assert all(ogbench.env_id(name) in gymnasium.registry for name in RECIPES)

@@ -1,0 +1,78 @@
+"""`trimtab data make NAME` and `trimtab data show PATH`."""
+
+import difflib
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from trimtab.cli.flags import parse
+from trimtab.core import UsageError
+
+
+@dataclass(frozen=True)
+class Make:
+    """What `trimtab data make` takes."""
+
+    name: tyro.conf.Positional[str]
+    """data set, such as two-route or cube-single-play-v0; `trimtab list datasets` shows all."""
+    episodes: int | None = None
+    """training episodes; by default the data set's own number."""
+    seed: int = 0
+    """seed of everything random in it."""
+    out: Path = Path("data")
+    """folder to write it to."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """What `trimtab data show` takes."""
+
+    dataset: tyro.conf.Positional[str]
+    """a file, a folder of .npy files, or the name of a data set in data/."""
+
+
+def run(args: list[str]) -> None:
+    """Makes or shows a data set."""
+    commands = {"make": _make, "show": _show}
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: trimtab data make NAME [--episodes N] [--seed S] [--out DIR] | trimtab data show PATH")
+        if not args:
+            raise UsageError("say what to do: trimtab data make NAME, or trimtab data show PATH")
+        return
+    if args[0] not in commands:
+        near = difflib.get_close_matches(args[0], commands, n=1, cutoff=0.0)[0]
+        raise UsageError(f"unknown command `data {args[0]}`: did you mean `data {near}`?")
+    commands[args[0]](args[1:])
+
+
+def _make(args: list[str]) -> None:
+    os.environ.setdefault("MUJOCO_GL", "disabled")  # nothing is drawn here
+    from trimtab.data import collect
+
+    flags = parse(Make, args, "trimtab data make")
+    began, shown = time.perf_counter(), 0.0
+
+    def tick(part: str, done: int, of: int) -> None:
+        nonlocal shown
+        if time.perf_counter() - shown > 5.0 or done == of:
+            shown = time.perf_counter()
+            print(f"{part}: episode {done:,} of {of:,}, {shown - began:.0f} s", file=sys.stderr)
+
+    command = shlex.join(["trimtab", "data", "make", *args])
+    made = collect.make(flags.name, episodes=flags.episodes, seed=flags.seed, out=flags.out, command=command, tick=tick)
+    for path in made:
+        print(f"wrote   {path} ({path.stat().st_size / 1e6:.1f} MB)" if path.suffix == ".npz" else f"wrote   {path}")
+
+
+def _show(args: list[str]) -> None:
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    from trimtab.data.collect import locate
+    from trimtab.data.describe import describe
+
+    flags = parse(Show, args, "trimtab data show")
+    print("\n".join(describe(locate(flags.dataset))))

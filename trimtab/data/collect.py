@@ -1,0 +1,129 @@
+"""Data sets that can be made here, by name: scripted ones of our own worlds and of OGBench. Nothing is downloaded.
+
+A data set `NAME` is `NAME.npz` in a folder (`data/` unless another is given), with `NAME.json` beside it, which says
+how it was made; OGBench's also have `NAME-val.npz`.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.core import RunError, UsageError
+from trimtab.data import collect_ogbench
+from trimtab.envs import ogbench, two_route
+
+FOLDER = Path("data")
+"""Where data sets are written and looked for by name."""
+
+_VERSIONED = ("trimtab", "numpy", "jax", "mujoco", "gymnasium", "ogbench")
+
+Tick = Callable[[str, int, int], None]
+"""(what is being collected, episodes done, of how many)."""
+
+
+def names() -> list[str]:
+    """The data sets that `make` knows."""
+    return [*two_route.VARIANTS, *collect_ogbench.RECIPES]
+
+
+def make(
+    name: str, *, episodes: int | None = None, seed: int = 0, out: Path = FOLDER, command: str = "", tick: Tick
+) -> list[Path]:
+    """Collects the data set `name` and writes its files, each under a temporary name first; returns their paths.
+
+    `episodes` (default: the data set's own number) is that of the training file; a validation file has a tenth of it,
+    at least 1. `command` is noted beside the data. Raises `UsageError` for an unknown name, naming the nearest, or a
+    bad number, and `RunError` if a file cannot be written.
+    """
+    if name not in names():
+        raise UsageError(f"no data set {name!r} can be made: did you mean {_nearest(name)!r}? (trimtab list datasets)")
+    if episodes is not None and episodes < 1:
+        raise UsageError(f"episodes must be at least 1, got {episodes}")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, got {seed}")
+    try:  # before anything is collected
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+    if name in two_route.VARIANTS:
+        variant = two_route.VARIANTS[name]
+        variant = variant if episodes is None else replace(variant, episodes=episodes)
+        parts = {name: two_route.demonstrations(variant, seed)}
+        counts = {name: variant.episodes}
+        tick(name, variant.episodes, variant.episodes)
+    else:
+        recipe = collect_ogbench.RECIPES[name]
+        train = recipe.episodes if episodes is None else episodes
+        counts = {name: train, f"{name}-val": max(1, round(train / 10))}
+        parts = {
+            part: collect_ogbench.collect(recipe, split, n, seed, lambda done, of, part=part: tick(part, done, of))
+            for split, (part, n) in enumerate(counts.items())
+        }
+    record = {
+        "name": name,
+        "command": command,
+        "seed": seed,
+        "episodes": counts,
+        "rows": {part: len(arrays["actions"]) for part, arrays in parts.items()},
+        "versions": {package: _version(package) for package in _VERSIONED},
+    }
+    # What describes the data set comes last: where it lies, the data set is whole.
+    paths = [_replace(out / f"{part}.npz", partial(_save, arrays=arrays)) for part, arrays in parts.items()]
+    text = json.dumps(record, indent=2) + "\n"
+    return [*paths, _replace(out / f"{name}.json", lambda file: file.write(text.encode()))]
+
+
+def _save(file: Any, arrays: dict[str, np.ndarray]) -> None:
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> Path:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror or error}; make room, or choose another --out") from error
+    return path
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _nearest(name: str) -> str:
+    return difflib.get_close_matches(name, names(), n=1, cutoff=0.0)[0]
+
+
+def locate(dataset: str | Path) -> Path:
+    """The path of a data set, given as a path or by its name in `data/`; absolute.
+
+    A name of one of OGBench's tasks stands for the data set of that task. Raises `UsageError` with the command that
+    makes a data set which is not there.
+    """
+    path = Path(dataset)
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path.resolve()
+    name = ogbench.dataset_of(path.name) if ogbench.is_task(path.name) else path.name
+    file = FOLDER / f"{name}.npz"
+    if file.exists():
+        return file.resolve()
+    if name in names():
+        raise UsageError(f"the data set {name} is not in {FOLDER}/: make it with `trimtab data make {name}`")
+    raise UsageError(
+        f"no data set {str(dataset)!r}: give a path, or one of the names of `trimtab list datasets`, "
+        f"such as {_nearest(name)!r}"
+    )
