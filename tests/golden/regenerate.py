@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from trimtab.agents import AGENTS, config_class
-from trimtab.batches import Transition
+from trimtab.batches import Chunk, Transition
 from trimtab.core import Spec
 
 HERE = Path(__file__).parent
 UPDATES = 20
 
 # Rates a few times the defaults, so that twenty updates of a wrong rule leave a mark on the losses.
-OVERRIDES = {"hidden": (8, 8), "learning_rate": 3e-3, "tau": 0.1, "gamma": 0.9}
+OVERRIDES = {"hidden": (8, 8), "learning_rate": 3e-3, "tau": 0.1, "gamma": 0.9, "phase": "offline"}
+OVERRIDES |= {"actor_lr": 3e-3, "critic_lr": 3e-3, "width": 8, "gate_hidden": (8,)}
 
 
 def stream(key: jax.Array) -> Transition:
@@ -38,17 +39,29 @@ def stream(key: jax.Array) -> Transition:
     )
 
 
+def windows(key: jax.Array, h: int) -> Chunk:
+    """32 windows of `h` steps; a fifth of their steps terminates, and every fourth window reaches beyond an end."""
+    rows = [stream(jr.fold_in(key, i)) for i in range(h)]
+    side_by_side = lambda name: jnp.stack([getattr(row, name) for row in rows], axis=1)
+    valid = jnp.ones((32, h)).at[::4, h // 2 + 1 :].set(0.0)
+    named = {name: side_by_side(name) for name in ("action", "reward", "discount")}
+    return Chunk(obs=rows[0].obs, next_obs=rows[-1].next_obs, valid=valid, **named)
+
+
 def losses(name: str) -> dict[str, list[float | None]]:
     """Every loss and mean of `UPDATES` updates; None where it is not computed. Independent of any recorded file."""
     spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
     kind = config_class(AGENTS[name])
     known = {field: value for field, value in OVERRIDES.items() if field in kind.__dataclass_fields__}
-    agent = AGENTS[name].create(jr.key(0), spec, kind(**known))
+    config = kind(**known)
+    h = config.chunk if "chunk" in kind.__dataclass_fields__ else None
+    agent = AGENTS[name].create(jr.key(0), spec, config)
     update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
     history: dict[str, list[float | None]] = {}
     for step in range(UPDATES):
         k_batch, k_update = jr.split(jr.fold_in(jr.key(1), step))
-        agent, metrics = update(agent, stream(k_batch), k_update)
+        batch = stream(k_batch) if h is None else windows(k_batch, h)
+        agent, metrics = update(agent, batch, k_update)
         for metric, value in jax.device_get(metrics).items():
             if not metric.endswith("_grad_norm"):
                 history.setdefault(metric, []).append(None if math.isnan(value) else float(f"{value:.7g}"))
