@@ -183,6 +183,12 @@ def test_export_gives_the_whole_plan(cli, hopper, tmp_path):
     np.testing.assert_allclose(plans[2].reshape(3, 3), plan_of(policy, obs[2]), atol=1e-5)
 
 
+def test_diagnose_takes_windows(cli, hopper):
+    found = cli("diagnose", hopper.path)
+    assert found.status == 0, found.err
+    assert "dead/net" in found.out and "gradient/actor" in found.out
+
+
 @pytest.mark.parametrize(
     ("extra", "text"),
     [

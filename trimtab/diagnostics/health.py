@@ -55,7 +55,7 @@ def values(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, bat
     ]  # the online critic comes first, its target later
     found: Metrics = {}
     for critic in critics:
-        q = critic(batch.obs, batch.action)
+        q = critic(batch.obs, _action(batch))
         found |= {
             "q/mean": q.mean(),
             "q/max": jnp.abs(q).max(),
@@ -68,7 +68,7 @@ def values(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, bat
 def units(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, batches: int) -> Metrics:
     """The share of dead hidden units of every network that takes an observation, or an observation and an action."""
     batch = source.batch(state, key)
-    inputs = [concat(batch.obs), concat(batch.obs, batch.action)]
+    inputs = [concat(batch.obs), concat(batch.obs, _action(batch))]
     found: Metrics = {}
     for path, net in nets_of(agent, MLP):
         width = net.layers[0].weight.shape[-2]
@@ -78,6 +78,11 @@ def units(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, batc
             found[f"dead/{path}"] = jnp.stack(shares).mean()
     largest = [jnp.abs(x).max() for _, net in nets_of(agent, MLP) for x in jax.tree.leaves(net)]
     return found | {"params/largest": jnp.stack(largest).max()}
+
+
+def _action(batch: Any) -> Array:
+    """The actions of a batch; those of a window of steps are one action of who plans them all at once."""
+    return batch.action.reshape(len(batch.action), -1) if batch.action.ndim == 3 else batch.action
 
 
 def _dead(activations: Array) -> Array:

@@ -6,8 +6,9 @@ middle must be passed on the left or on the right. With action a in [-1, 1]^2 an
     q = clip(p + 0.1 a + 0.005 n, -1, 1);  p' = p if |q_x| < 0.35 and |q_y| < 0.35, else q
 
 Reward 0 and the end where p' is closer than 0.15 to the goal (0, 0.8), -1 elsewhere; 60 steps at most. The scripted
-behaviour takes either side, so at the start the mean of its actions leads into the wall: what tells an expressive
-policy from a Gaussian one. It also goes slowly, so that there is something to gain: an episode needs some 23 steps.
+behaviour takes either side, so at the start the mean of its actions leads into the wall, which tells an expressive
+policy from a Gaussian one where it plans many steps at once. It also goes slowly, so that there is something to gain:
+an episode needs some 23 steps, its mean is 34.
 """
 
 from collections.abc import Mapping

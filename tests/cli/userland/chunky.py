@@ -33,6 +33,7 @@ class Config:
     batch_size: int = 16
     buffer_size: int = 2000
     learning_starts: int = 20
+    gamma: float = 0.99
 
 
 class Chunky(AbstractAgent):
