@@ -192,24 +192,24 @@ class DecoderLayer(eqx.Module):
         """What cross-attention adds to the token: a function of the state alone."""
         return self.cross_out(self.cross_value(memory))
 
-    def attend(self, token: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Self-attention of the one token. The two maps are multiplied first: one product a row instead of two."""
+    def attention(self) -> Linear:
+        """Self-attention of the one token: its two maps as one, so that a row takes one product instead of two."""
         value, out = self.self_value, self.self_out
-        return Linear(value.weight @ out.weight, value.bias @ out.weight + out.bias)(token)
+        return Linear(value.weight @ out.weight, value.bias @ out.weight + out.bias)
 
     def feed(self, token: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Linear, gelu, Linear."""
         return self.narrow(jax.nn.gelu(self.wide(token)))
 
-    def pre(self, token: Array, cross: Array) -> Array:
+    def pre(self, token: Array, attend: Linear, cross: Array) -> Array:
         """Normalise before each part: token + part(norm(token))."""
-        token = token + self.attend(self.norms[0](token)) + cross
+        token = token + attend(self.norms[0](token)) + cross
         return token + self.feed(self.norms[1](token))
 
-    def post(self, token: Array, cross: Array, train: bool) -> "tuple[Array, DecoderLayer]":
+    def post(self, token: Array, attend: Linear, cross: Array, train: bool) -> "tuple[Array, DecoderLayer]":
         """Normalise after each part: norm(token + part(token))."""
         norms = []
-        for norm, part in zip(self.norms, (self.attend, lambda _: cross, self.feed), strict=True):
+        for norm, part in zip(self.norms, (attend, lambda _: cross, self.feed), strict=True):
             token = token + part(token)
             if isinstance(norm, BatchRenorm) and train:
                 token, norm = norm.train(token)
@@ -265,18 +265,18 @@ class DecoderVelocity(AbstractVelocity):
             norm=norm,
         )
 
-    def encode(self, obs: PyTree[Float[Array, "..."]]) -> tuple[Array, ...]:
+    def encode(self, obs: PyTree[Float[Array, "..."]]) -> tuple[tuple[Linear, Array], ...]:
         memory = self.memory(concat(obs))
-        return tuple(layer.cross(memory) for layer in self.layers)
+        return tuple((layer.attention(), layer.cross(memory)) for layer in self.layers)
 
-    def forward(self, x: Array, t: Array, memory: tuple[Array, ...], train: bool):
+    def forward(self, x: Array, t: Array, memory: tuple[tuple[Linear, Array], ...], train: bool):
         token = self.token(x)
         token, layers = token + _column(self.time(t), token), []
-        for layer, cross in zip(self.layers, memory, strict=True):
+        for layer, (attend, cross) in zip(self.layers, memory, strict=True):
             if self.norm == "pre_ln":
-                token = layer.pre(token, cross)
+                token = layer.pre(token, attend, cross)
             else:
-                token, layer = layer.post(token, cross, train)
+                token, layer = layer.post(token, attend, cross, train)
             layers.append(layer)
         v, raw = _heads(self.head(token if self.last is None else self.last(token)), self.action_size)
         return v, raw, replace(self, layers=tuple(layers))
