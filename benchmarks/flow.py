@@ -1,0 +1,143 @@
+"""Updates per second of SAC Flow, and the share of the matrix-product peak it reaches at the paper's sizes.
+
+1. Gaussian SAC, Flow-G, Flow-T and the naive flow (K = 4, critics 256x2, batch 256, obs 17, act 6), 64 updates a call:
+   ratio of each flow to Gaussian SAC in the same round.
+2. The paper's sizes (CrossQ critics 1024x2, batch 512, an actor update every third): floating-point operations of the
+   matrix products of an update, over the best rate of a 2048x2048x2048 product measured in turns.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from pairs import arguments, rates, row, serve, show, write
+from roofline import SIZE, matmul
+from updates import ACT, OBS, ROWS, SCAN, transitions
+
+CONTENDERS = ("sac", "gated", "decoder", "mlp")
+
+NAMES = {"gated": "Flow-G", "decoder": "Flow-T", "mlp": "naive flow"}
+
+
+def agent_of(name: str) -> Any:
+    """The agent of a contender: sac, a form of velocity, or "paper-FORM"."""
+    import jax
+    import jax.numpy as jnp
+    import jax.random as jr
+
+    from trimtab.agents import SAC, SACFlow, sac, sac_flow
+    from trimtab.core import Spec
+    from trimtab.papers.sac_flow import paper_config
+
+    spec = Spec(jax.ShapeDtypeStruct((OBS,), jnp.float32), ACT, False, (-1.0,) * ACT, (1.0,) * ACT)
+    if name == "sac":
+        return spec, SAC.create(jr.key(0), spec, sac.Config())
+    config = paper_config(name.removeprefix("paper-")) if "paper" in name else sac_flow.Config(velocity=name)
+    return spec, SACFlow.create(jr.key(0), spec, config)
+
+
+def ours(name: str):
+    """The compiled chunk of the training loop on a filled buffer."""
+    import jax
+    import jax.numpy as jnp
+    import jax.random as jr
+
+    from trimtab.batches import Transition
+    from trimtab.data.sources import ReplaySource
+    from trimtab.training.compile import chunk, configure, no_totals
+
+    configure("cpu")
+    data, (spec, agent) = transitions(), agent_of(name)
+    rows = Transition(data["obs"], data["action"], data["reward"], np.ones(ROWS, np.float32), data["next_obs"])
+    source = ReplaySource.create(spec, 1_000_000, agent.config.batch_size, jax.tree.map(jnp.asarray, rows))
+    state = source.init(jr.key(0))
+    totals = no_totals(source, agent, state, None)
+
+    def work(n: int) -> float:
+        nonlocal agent, state, totals
+        began = time.perf_counter()
+        for _ in range(-(-n // SCAN)):
+            agent, state, totals = chunk(source, agent, state, totals, jr.key(1), None, np.int32(min(n, SCAN)))
+        jax.block_until_ready(agent)
+        return time.perf_counter() - began
+
+    return work
+
+
+def products(fn: Any, *args: Any) -> float:
+    """Floating-point operations of all matrix products that `fn` traces, 2 for each multiply-add."""
+    import jax
+
+    return _products(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+            total += 2.0 * depth * np.prod(equation.outvars[0].aval.shape)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "jaxpr"):
+                    total += _products(inner.jaxpr)
+                elif hasattr(inner, "eqns"):
+                    total += _products(inner)
+    return total
+
+
+def update_flops(name: str) -> float:
+    """Of one update, with the actor's share divided by `policy_delay`."""
+    import jax
+    import jax.random as jr
+
+    from trimtab.batches import Transition
+
+    _, agent = agent_of(name)
+    n = agent.config.batch_size
+    data = {key: value[:n] for key, value in transitions().items()}
+    batch = jax.tree.map(
+        jax.numpy.asarray,
+        Transition(data["obs"], data["action"], data["reward"], np.ones(n, np.float32), data["next_obs"]),
+    )
+    always = replace(agent, config=replace(agent.config, policy_delay=1))
+    whole = products(lambda a, k: a.update(batch, k), always, jr.key(0))
+    critic = products(lambda a, k: a._update_critic(batch, k), always, jr.key(0))
+    return critic + (whole - critic) / agent.config.policy_delay
+
+
+def main() -> int:
+    """Measures both and prints the tables."""
+    flags = arguments(__doc__).parse_args()
+    if flags.worker:
+        serve(matmul() if flags.worker == "matmul" else ours(flags.worker))
+        return 0
+    rounds, n, large = (5, 64, 12) if flags.quick else (15, 256, 24)
+    found = rates(__file__, list(CONTENDERS), "flow", dict.fromkeys(CONTENDERS, n), rounds)
+    table = [
+        row(f"{NAMES[name]} over Gaussian SAC", found[name], found["sac"], "sac", "updates/s")
+        for name in CONTENDERS[1:]
+    ]
+    paper = ("matmul", "paper-gated", "paper-decoder")
+    sizes = {"matmul": 12, "paper-gated": large, "paper-decoder": large}
+    at_scale = rates(__file__, list(paper), "paper", sizes, rounds)
+    peak = [rate * 2 * SIZE**3 / 1e9 for rate in at_scale["matmul"]]
+    flops = {name: update_flops(name) for name in paper[1:]}
+    samples: dict[str, Any] = {"updates": found, "paper": at_scale, "flops": flops}
+    for name, work in flops.items():
+        reached = [rate * work / 1e9 for rate in at_scale[name]]
+        label = f"{NAMES[name.removeprefix('paper-')]} at the paper's sizes"
+        table.append(row(label, reached, peak, "matmul 2048^3", "GFLOP/s"))
+        print(
+            f"{label}: {work / 1e9:.1f} GFLOP an update, best of all rounds {max(reached) / max(peak):.0%} of the peak"
+        )
+    show(table)
+    write(flags.json, table, samples=samples)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
