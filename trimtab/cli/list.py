@@ -25,7 +25,7 @@ def run(args: list[str]) -> None:
         from trimtab.agents import AGENTS
 
         for name, kind in sorted(AGENTS.items()):
-            print(f"{name:<12}{(sys.modules[kind.__module__].__doc__ or '').strip().splitlines()[0]}")
+            print(f"{name:<20}{(sys.modules[kind.__module__].__doc__ or '').strip().splitlines()[0]}")
     elif flags.what == "envs":
         import gymnasium
 
@@ -41,7 +41,7 @@ def run(args: list[str]) -> None:
         from trimtab.papers import PAPERS
 
         for name, (_, text) in PAPERS.items():
-            print(f"{name:<12}{text}")
+            print(f"{name:<20}{text}")
     else:
         from trimtab.data.collect import FOLDER, names
 
