@@ -59,7 +59,7 @@ def _make(args: list[str]) -> None:
 
     def tick(part: str, done: int, of: int) -> None:
         nonlocal shown
-        if time.perf_counter() - shown > 5.0 or done == of:
+        if time.perf_counter() - shown > 20.0 or done == of:
             shown = time.perf_counter()
             print(f"{part}: episode {done:,} of {of:,}, {shown - began:.0f} s", file=sys.stderr)
 
