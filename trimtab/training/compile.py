@@ -1,7 +1,10 @@
 """The only place where training is compiled: `jit`, the scan over updates, `vmap` over seeds, and donation."""
 
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
@@ -68,16 +71,67 @@ chunk = partial(jax.jit, donate_argnames=("agent", "state", "totals"))(_chunk)
 
 
 @partial(jax.jit, donate_argnames=("agent", "state", "totals"))
-def chunk_seeds(
+def _chunk_seeds(
     source: AbstractSource, agent: AbstractAgent, state: Any, totals: Totals, run_key: Any, items: Any, updates: Array
 ) -> Any:
-    """`_chunk` over a leading seed axis of agent, state, totals and key.
-
-    `agent.step` is one number for all seeds, so that delayed updates stay a branch rather than becoming a select.
-    """
     axes = seed_axes(agent)
     mapped = jax.vmap(_chunk, in_axes=(None, axes, 0, 0, 0, None, None), out_axes=(axes, 0, 0))
     return mapped(source, agent, state, totals, run_key, items, updates)
+
+
+def chunk_seeds(
+    source: AbstractSource, agent: AbstractAgent, state: Any, totals: Any, run_key: Any, items: Any, updates: Any
+) -> Any:
+    """`_chunk` over a leading seed axis of agent, state, totals and key; agent, state and totals are donated.
+
+    On a CPU the seeds are shared out among the cores, a thread each: XLA runs one program's small operations on one
+    core, one after the other. `agent.step` is one number for all seeds, so that delayed updates stay a branch rather
+    than becoming a select.
+    """
+    shares = min(_cores(), run_key.shape[0])
+    if shares == 1:
+        return _chunk_seeds(source, agent, state, totals, run_key, items, updates)
+
+    def work(part: Any) -> Any:
+        # Each thread waits for its own results: JAX runs programs that one thread starts one after the other.
+        return jax.block_until_ready(_chunk_seeds(source, *part, items, updates))
+
+    parts = _split((agent, state, totals, run_key), shares)
+    _free((agent, state, totals))
+    with ThreadPoolExecutor(shares) as pool:
+        parts = list(pool.map(work, parts))
+    whole = _join(parts)
+    _free(parts)
+    return whole
+
+
+def _cores() -> int:
+    """Cores this process may use; 1 where JAX does not compute on the CPU."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@partial(jax.jit, static_argnames="shares")
+def _split(carry: Any, shares: int) -> list[Any]:
+    """Cuts along the seed axis into `shares` parts, whose lengths differ by 1 at most; `step` has no such axis."""
+    seeds = carry[-1].shape[0]
+    bounds = [seeds * i // shares for i in range(shares + 1)]
+    cut = lambda a, b: jax.tree.map(lambda x: x[a:b] if x.ndim else x, carry)
+    return [cut(a, b) for a, b in pairwise(bounds)]
+
+
+@jax.jit
+def _join(parts: list[Any]) -> Any:
+    """The inverse of `_split`."""
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs) if xs[0].ndim else xs[0], *parts)
+
+
+def _free(tree: Any) -> None:
+    """Gives back the memory of a tree that has been copied: what donation does inside one program."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
 
 
 def seed_axes(agent: AbstractAgent) -> Any:
