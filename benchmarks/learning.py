@@ -1,14 +1,17 @@
 """SAC's return after equal steps on Hopper-v5 and HalfCheetah-v5, against Stable-Baselines3's SAC, over seeds.
 
 Both train with Stable-Baselines3's hyper-parameters and one update a step, and are judged by their last policy: the
-mean of 20 deterministic episodes. `--chunk LIBRARY ENV SEED` trains one of the runs; without it, all are trained in
-turns. Runs that the file of `--json` holds already, of as many steps, are kept.
+mean of 20 deterministic episodes. `--chunk LIBRARY ENV SEED` trains one of the runs; without it, all are trained, as
+many at once as `--jobs` says: what a policy returns does not depend on the time it took. Runs that the file of `--json`
+holds already, of as many steps, are kept.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +59,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--chunk", nargs=3, metavar=("LIBRARY", "ENV", "SEED"), help="train one run")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each if more than one")
     flags = parser.parse_args()
     if flags.chunk:
         library, env, seed = flags.chunk
@@ -66,33 +70,30 @@ def main() -> int:
     steps, seeds = (2_000, SEEDS[:1]) if flags.quick else (flags.steps, SEEDS)
     runs = kept(flags.json, steps)
     there = {(run["library"], run["env"], run["seed"]) for run in runs}
-    for seed in seeds:
-        for env in ENVS:
-            for library in ("trimtab", "sb3"):
-                if (library, env, seed) in there:
-                    continue
-                command = [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    __file__,
-                    "--chunk",
-                    library,
-                    env,
-                    str(seed),
-                    "--steps",
-                    str(steps),
-                ]
-                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                found = json.loads(output.rsplit("@", 1)[1])
-                mean = float(np.mean(found["returns"]))
-                runs.append(dict(library=library, env=env, seed=seed, mean=mean, **found))
-                print(f"{library:<10}{env:<18}seed {seed}  return {mean:8.1f}  {found['seconds']:.0f} s", flush=True)
-                save(flags.json, runs, steps)
+    todo = [(library, env, seed) for seed in seeds for env in ENVS for library in ("trimtab", "sb3")]
+    todo = [run for run in todo if run not in there]
+    with ThreadPoolExecutor(flags.jobs) as pool:
+        for future in as_completed([pool.submit(train, *run, steps, flags.jobs) for run in todo]):
+            runs.append(run := future.result())
+            print(
+                f"{run['library']:<10}{run['env']:<18}seed {run['seed']}  return {run['mean']:8.1f}  "
+                f"{run['seconds']:.0f} s",
+                flush=True,
+            )
+            save(flags.json, runs, steps)
     table = summarise(runs)
     for r in table:
         print(r["text"])
     return 0
+
+
+def train(library: str, env: str, seed: int, steps: int, jobs: int) -> dict:
+    """One run in a process of its own, on one thread if it is not alone."""
+    command = [sys.executable, "-W", "ignore", __file__, "--chunk", library, env, str(seed), "--steps", str(steps)]
+    single = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"} if jobs > 1 else {}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | single).stdout
+    found = json.loads(output.rsplit("@", 1)[1])
+    return dict(library=library, env=env, seed=seed, mean=float(np.mean(found["returns"])), **found)
 
 
 def kept(path: Path | None, steps: int) -> list[dict]:
