@@ -12,6 +12,7 @@ from trimtab.agents import AGENTS, config_class
 from trimtab.assemble import agent_class, import_all
 from trimtab.cli.flags import parse
 from trimtab.core import UsageError
+from trimtab.envs import ogbench
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def run(args: list[str]) -> None:
 
             for path in film(api.load(one.path), one.path, flags.video):
                 print(f"video   {path}")
-        env = "" if flags.env else " --env ID"
+        env = "" if flags.env or ogbench.is_task(flags.dataset or "") else " --env ID"
         print(f"run     {one.path}")
         print(f"next    trimtab eval {one.path}{env}  |  trimtab report {one.path}")
 
