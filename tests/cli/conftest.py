@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,16 @@ def edit_config(run: Path, **changes: Any) -> None:
     """Changes fields of config.json."""
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_agents_are_left() -> Iterator[None]:
+    """Agents that a user's module brought into this process leave it with the tests that imported the module."""
+    yield
+    if sys.modules.pop("chunky", None) is not None:
+        from trimtab.agents import AGENTS
+
+        del AGENTS["chunky"]
 
 
 @pytest.fixture(scope="session")
