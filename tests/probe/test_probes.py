@@ -222,14 +222,12 @@ def test_sac_learns_pendulum(tmp_path):
     assert min(returns) >= -250, returns
 
 
-def test_td3_learns_inverted_pendulum(tmp_path):
-    # Four seeds reached 1000 after 12,000 to 20,000 steps. At 3e-4 neither this TD3 nor Stable-Baselines3's is past 110
-    # after 15,000.
-    config = config_class(AGENTS["td3"])(learning_starts=1_000, learning_rate=1e-3)
-    run = trimtab.train("td3", env="InvertedPendulum-v5", steps=25_000, config=config, out=tmp_path, **LEARNING)
-    mean = returns_of(run, "InvertedPendulum-v5")
-    print(f"TD3 on InvertedPendulum-v5, 25,000 steps, seed 0: {mean}")
-    assert mean >= 950
+def test_td3_learns_pendulum(tmp_path):
+    config = config_class(AGENTS["td3"])(learning_starts=1_000)
+    options = dict(env="Pendulum-v1", steps=15_000, seeds=(0, 1, 2), config=config, out=tmp_path, **LEARNING)
+    returns = [returns_of(run, "Pendulum-v1") for run in trimtab.train("td3", **options)]
+    print(f"TD3 on Pendulum-v1, 15,000 steps, seeds 0 1 2: {returns}")
+    assert min(returns) >= -250, returns
 
 
 def test_iql_reaches_the_return_of_its_data(tmp_path):

@@ -8,12 +8,14 @@ The paper's results are curves without a table: what stands beside ours are its 
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Array
 
 from trimtab.agents import sac, sac_flow
 from trimtab.core import Spec
@@ -39,7 +41,7 @@ def reproduce(scale: str, out: Path) -> Results:
     run_jobs(jobs, out)
     for job in jobs:
         _, returns = curve(job, out)
-        results.add(job.setting, job.method, job.seed, "return at the end", returns[-1])
+        results.add(job.setting, job.method, job.seed, "return at the end", float(returns[-1]))
     plot_curves(jobs, out, out / "curves.png", f"SAC Flow from scratch, {scale} scale")
     _judge(results, scale)
     source = "arXiv:2509.25756, text and curves"
@@ -116,7 +118,9 @@ def stress(results: Results, out: Path, seeds: int = STRESS_SEEDS) -> None:
             for form in FORMS:
                 for seed in range(seeds):
                     norms = stress_norms(form, factor, steps, seed)
-                    results.add(f"stress K={steps} c={factor:g}", form, seed, "G_0/G_{K-1}", norms[0] / norms[-1])
+                    results.add(
+                        f"stress K={steps} c={factor:g}", form, seed, "G_0/G_{K-1}", float(norms[0] / norms[-1])
+                    )
     mean = lambda form, steps, c: float(np.mean(results.values(f"stress K={steps} c={c}", form, "G_0/G_{K-1}")))
     results.check("stress K=20 c=8: Flow-G", mean("Flow-G", 20, 8) <= 1.0, mean("Flow-G", 20, 8), 1.0)
     results.check("stress K=20 c=8: naive", mean("naive", 20, 8) >= 1.8, mean("naive", 20, 8), 1.8)
@@ -127,16 +131,20 @@ def stress(results: Results, out: Path, seeds: int = STRESS_SEEDS) -> None:
 
 def stress_norms(form: str, factor: float, steps: int, seed: int) -> np.ndarray:
     """G_0 .. G_{K-1} of a random network (obs 17, act 6), loss u . x_K along the ODE."""
-    k_net, k_obs, k_start, k_loss = jr.split(jr.key(seed), 4)
+    return np.asarray(_stress_norms(form, jnp.float32(factor), steps, jr.key(seed)))
+
+
+@partial(jax.jit, static_argnames=("form", "steps"))
+def _stress_norms(form: str, factor: Array, steps: int, key: Array) -> Array:
+    k_net, k_obs, k_start, k_loss = jr.split(key, 4)
     spec = Spec(jax.ShapeDtypeStruct((17,), jnp.float32), 6, False, (-1.0,) * 6, (1.0,) * 6)
     # The smallest noise stands for none: rollout_grad_norms measures rollouts with noise.
     policy = FlowPolicy.create(spec, _stressed(form, factor, spec, k_net), ConstStd(1e-6, drift_corrected=False), steps)
     u = jr.normal(k_loss, (6,))
-    norms = rollout_grad_norms(policy, lambda r: r.path[-1] @ u, jr.normal(k_obs, (256, 17)), k_start)
-    return np.asarray(norms)
+    return rollout_grad_norms(policy, lambda r: r.path[-1] @ u, jr.normal(k_obs, (256, 17)), k_start)
 
 
-def _stressed(form: str, factor: float, spec: Spec, key: jax.Array) -> AbstractVelocity:
+def _stressed(form: str, factor: Array, spec: Spec, key: Array) -> AbstractVelocity:
     width = STRESS_WIDTH
     if form == "naive":
         naive = MLPVelocity.create(spec, key, hidden=(width, width), input_norm=False, std_head=False)
@@ -149,7 +157,7 @@ def _stressed(form: str, factor: float, spec: Spec, key: jax.Array) -> AbstractV
     return replace(decoder, head=Linear(factor * decoder.head.weight, factor * decoder.head.bias))
 
 
-def _louder(net: MLP, factor: float) -> MLP:
+def _louder(net: MLP, factor: Array) -> MLP:
     last = net.layers[-1]
     return replace(net, layers=(*net.layers[:-1], Linear(factor * last.weight, factor * last.bias)))
 
