@@ -1,7 +1,8 @@
 """Updates per second of SAC Flow, and the share of the matrix-product peak it reaches at the paper's sizes.
 
 1. Gaussian SAC, Flow-G, Flow-T and the naive flow (K = 4, critics 256x2, batch 256, obs 17, act 6), 64 updates a call:
-   ratio of each flow to Gaussian SAC in the same round.
+   ratio of each flow to Gaussian SAC in the same round; with the actor updated every time (our default) and every
+   third time (the paper's).
 2. The paper's sizes (CrossQ critics 1024x2, batch 512, an actor update every third): floating-point operations of the
    matrix products of an update, over the best rate of a 2048x2048x2048 product measured in turns.
 """
@@ -16,13 +17,17 @@ from pairs import arguments, rates, row, serve, show, write
 from roofline import SIZE, matmul
 from updates import ACT, OBS, ROWS, SCAN, transitions
 
-CONTENDERS = ("sac", "gated", "decoder", "mlp")
-
 NAMES = {"gated": "Flow-G", "decoder": "Flow-T", "mlp": "naive flow"}
+
+CONTENDERS = {
+    "sac": "Gaussian SAC",
+    **{name: f"{label}, actor every update" for name, label in NAMES.items()},
+    **{f"{name}-3": f"{label}, actor every third update" for name, label in NAMES.items()},
+}
 
 
 def agent_of(name: str) -> Any:
-    """The agent of a contender: sac, a form of velocity, or "paper-FORM"."""
+    """The agent of a contender: sac, a form of velocity (with the actor's delay), or "paper-FORM"."""
     import jax
     import jax.numpy as jnp
     import jax.random as jr
@@ -34,7 +39,11 @@ def agent_of(name: str) -> Any:
     spec = Spec(jax.ShapeDtypeStruct((OBS,), jnp.float32), ACT, False, (-1.0,) * ACT, (1.0,) * ACT)
     if name == "sac":
         return spec, SAC.create(jr.key(0), spec, sac.Config())
-    config = paper_config(name.removeprefix("paper-")) if "paper" in name else sac_flow.Config(velocity=name)
+    if "paper" in name:
+        config = paper_config(name.removeprefix("paper-"))
+    else:
+        velocity, _, delay = name.partition("-")
+        config = sac_flow.Config(velocity=velocity, policy_delay=int(delay or 1))
     return spec, SACFlow.create(jr.key(0), spec, config)
 
 
@@ -118,8 +127,9 @@ def main() -> int:
     rounds, n, large = (5, 64, 12) if flags.quick else (15, 256, 24)
     found = rates(__file__, list(CONTENDERS), "flow", dict.fromkeys(CONTENDERS, n), rounds)
     table = [
-        row(f"{NAMES[name]} over Gaussian SAC", found[name], found["sac"], "sac", "updates/s")
-        for name in CONTENDERS[1:]
+        row(label, found[name], found["sac"], "Gaussian SAC", "updates/s")
+        for name, label in CONTENDERS.items()
+        if name != "sac"
     ]
     paper = ("matmul", "paper-gated", "paper-decoder")
     sizes = {"matmul": 12, "paper-gated": large, "paper-decoder": large}

@@ -47,10 +47,20 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         if self.weight.ndim == 2:
-            y = jnp.dot(x, self.weight)
+            y = self._single(x)
             return y + jnp.broadcast_to(self.bias, y.shape)
         y = self._ensemble(x)
         return y + jnp.broadcast_to(self.bias[:, None, :], y.shape)
+
+    def _single(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        """`x W`, in the form whose gradient XLA's CPU backend runs fastest."""
+        in_size, out_size = self.weight.shape
+        if out_size >= in_size:
+            return jnp.dot(x, self.weight)
+        # The gradient of W is x' g, which runs at a tenth of its speed where g is narrow. Through the transposed
+        # weight it is g' x; without the barrier XLA would turn it back.
+        turned = jax.lax.optimization_barrier(self.weight.T)
+        return jax.lax.dot_general(x, turned, (((x.ndim - 1,), (1,)), ((), ())))
 
     def _ensemble(self, x: Float[Array, "..."]) -> Float[Array, "e b o"]:
         """The members' products, each in the form that XLA's CPU backend runs fastest."""

@@ -74,12 +74,18 @@ class MLP(eqx.Module):
 
     def hidden(self, x: Float[Array, "..."]) -> list[Float[Array, "..."]]:
         """The activations of each hidden layer, first to last: what diagnostics look at."""
-        outputs, act = [], ACTIVATIONS[self.activation]
-        for i, layer in enumerate(self.layers[:-1]):
-            x = layer(x)
-            x = act(self.norms[i](x) if self.norms else x)
-            outputs.append(x)
-        return outputs
+        return self._hidden(self.layers[0](x)) if len(self.layers) > 1 else []
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.layers[-1](self.hidden(x)[-1] if len(self.layers) > 1 else x)
+        return self.after_first(self.layers[0](x))
+
+    def after_first(self, first: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The rest of the network after its first Linear, for callers that compute that one themselves."""
+        return self.layers[-1](self._hidden(first)[-1]) if len(self.layers) > 1 else first
+
+    def _hidden(self, first: Float[Array, "..."]) -> list[Float[Array, "..."]]:
+        outputs, act, x = [], ACTIVATIONS[self.activation], first
+        for i, layer in enumerate(self.layers[1:]):
+            outputs.append(act(self.norms[i](x) if self.norms else x))
+            x = layer(outputs[-1]) if i < len(self.layers) - 2 else x
+        return outputs

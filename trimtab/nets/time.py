@@ -1,7 +1,6 @@
-"""Embeddings of a flow's time t in [0, 1]."""
+"""Embeddings of a flow's times t in [0, 1], all those of a rollout at once."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -9,7 +8,7 @@ from trimtab.nets.mlp import MLP
 
 
 class SinusoidalTime(eqx.Module):
-    """sin and cos of t at 16 frequencies from 1 to 1e-4, then Linear(64), silu, Linear(32): scalar -> (32,)."""
+    """sin and cos of t at 16 frequencies from 1 to 1e-4, then Linear(64), silu, Linear(32): (k,) -> (k, 32)."""
 
     mlp: MLP
 
@@ -18,13 +17,13 @@ class SinusoidalTime(eqx.Module):
         """The sizes of SAC Flow's gated velocity."""
         return cls(MLP.create(32, (64,), 32, key, activation="silu"))
 
-    def __call__(self, t: Float[Array, ""]) -> Float[Array, "32"]:
-        angles = t * jnp.exp(-jnp.arange(16, dtype=jnp.float32) * (jnp.log(1e4) / 15.0))
-        return self.mlp(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
+    def __call__(self, times: Float[Array, " k"]) -> Float[Array, "k 32"]:
+        angles = jnp.outer(times, jnp.exp(-jnp.arange(16, dtype=jnp.float32) * (jnp.log(1e4) / 15.0)))
+        return self.mlp(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))
 
 
 class MLPTime(eqx.Module):
-    """Linear(D/4), silu, Linear(D/2), silu, Linear(D) of the bare scalar: scalar -> (D,)."""
+    """Linear(D/4), silu, Linear(D/2), silu, Linear(D) of the bare scalar: (k,) -> (k, D)."""
 
     mlp: MLP
 
@@ -33,5 +32,5 @@ class MLPTime(eqx.Module):
         """For tokens of width `size` >= 4."""
         return cls(MLP.create(1, (size // 4, size // 2), size, key, activation="silu"))
 
-    def __call__(self, t: Float[Array, ""]) -> Float[Array, " d"]:
-        return self.mlp(jax.lax.broadcast(t, (1,)))
+    def __call__(self, times: Float[Array, " k"]) -> Float[Array, "k d"]:
+        return self.mlp(times[:, None])

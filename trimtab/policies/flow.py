@@ -123,15 +123,16 @@ class FlowPolicy(AbstractPolicy):
         For diagnostics: `nudges` are added to x_i before step i, `calls` are the networks of the K calls.
         """
         velocity, x, dt = self.velocity, start, 1.0 / self.steps
-        memory = velocity.encode(obs)
+        times = jnp.arange(self.steps, dtype=jnp.float32) * dt
+        memory = velocity.encode(obs, times)
         path, log_stds = [x], []
         log_prob = standard_log_prob(start, jnp.zeros_like(start))
         for i in range(self.steps):
             if nudges is not None:
                 x = x + nudges[i]
             if calls is not None:
-                velocity, memory = calls[i], calls[i].encode(obs)
-            v, raw, velocity = velocity.forward(x, jnp.float32(i * dt), memory, train)
+                velocity, memory = calls[i], calls[i].encode(obs, times)
+            v, raw, velocity = velocity.forward(x, i, memory, train)
             if noise is None:
                 x = x + dt * v
             else:
@@ -197,5 +198,4 @@ def flow_matching_loss(
     start = jr.normal(k_start, action.shape)
     times = jr.uniform(k_time, action.shape[:1])
     t = jnp.broadcast_to(times[:, None], action.shape)
-    one = lambda x, time, o: velocity.forward(x, time, velocity.encode(o), False)[0]
-    return jnp.square(jax.vmap(one)((1.0 - t) * start + t * action, times, obs) - (action - start))
+    return jnp.square(jax.vmap(velocity)((1.0 - t) * start + t * action, times, obs) - (action - start))

@@ -32,20 +32,21 @@ class AbstractVelocity(eqx.Module):
     action_size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def encode(self, obs: PyTree[Float[Array, "..."]]) -> Any:
-        """What depends on the observation alone: computed once a rollout, given to each of its steps."""
+    def encode(self, obs: PyTree[Float[Array, "..."]], times: Float[Array, " k"]) -> Any:
+        """What does not depend on x: computed once a rollout of steps at `times`, given to each of them."""
 
     @abc.abstractmethod
     def forward(
-        self, x: Float[Array, "*b act"], t: Float[Array, ""], memory: Any, train: bool
+        self, x: Float[Array, "*b act"], i: int, memory: Any, train: bool
     ) -> "tuple[Float[Array, '*b act'], Float[Array, '*b act'] | None, AbstractVelocity]":
-        """Velocity, raw log std (None without a head for it), and the network with new batch statistics if `train`."""
+        """The velocity at the i-th of the encoded times, the raw log std (None without a head for it), and the network
+        with new batch statistics if `train`."""
 
     def __call__(
         self, x: Float[Array, "*b act"], t: Float[Array, ""], obs: PyTree[Float[Array, "..."]]
     ) -> Float[Array, "*b act"]:
         """v(x, t, s), outside of training; `t` in [0, 1]."""
-        return self.forward(x, t, self.encode(obs), False)[0]
+        return self.forward(x, 0, self.encode(obs, t[None]), False)[0]
 
 
 def _inputs(norm: BatchRenorm | None, x: Array, train: bool) -> tuple[Array, BatchRenorm | None]:
@@ -90,11 +91,12 @@ class MLPVelocity(AbstractVelocity):
         net = MLP.create(in_size, hidden, act * (2 if std_head else 1), key, activation=activation, init=init)
         return cls(net=net, norm=BatchRenorm.create(in_size) if input_norm else None, action_size=act)
 
-    def encode(self, obs: PyTree[Float[Array, "..."]]) -> Array:
-        return concat(obs)
+    def encode(self, obs: PyTree[Float[Array, "..."]], times: Array) -> tuple[Array, Array]:
+        return concat(obs), times
 
-    def forward(self, x: Array, t: Array, memory: Array, train: bool):
-        row, norm = _inputs(self.norm, concat(memory, x, _column(t[None], x)), train)
+    def forward(self, x: Array, i: int, memory: tuple[Array, Array], train: bool):
+        obs, times = memory
+        row, norm = _inputs(self.norm, concat(obs, x, _column(times[i : i + 1], x)), train)
         v, raw = _heads(self.net(row), self.action_size)
         return v, raw, replace(self, norm=norm)
 
@@ -148,17 +150,24 @@ class GatedVelocity(AbstractVelocity):
             bound=bound,
         )
 
-    def encode(self, obs: PyTree[Float[Array, "..."]]) -> tuple[Array, Array | None]:
-        flat = concat(obs)
-        return flat, None if self.std is None else self.std(flat)
+    def encode(self, obs: PyTree[Float[Array, "..."]], times: Array) -> tuple[Array, Array | None, Array, Array]:
+        flat, columns = concat(obs), times[:, None] if self.time is None else self.time(times)
+        # The first layers of gate and candidate as one product, and their share of t as a bias for each step.
+        gate, candidate = self.gate.layers[0], self.candidate.layers[0]
+        weight = jnp.concatenate([gate.weight, candidate.weight], axis=1)
+        bias = jnp.concatenate([gate.bias, candidate.bias])
+        rows = flat.shape[-1] + self.action_size
+        return flat, None if self.std is None else self.std(flat), weight[:rows], Linear(weight[rows:], bias)(columns)
 
-    def forward(self, x: Array, t: Array, memory: tuple[Array, Array | None], train: bool):
-        row, norm = _inputs(self.norm, concat(memory[0], x), train)
-        row = concat(row, _column(t[None] if self.time is None else self.time(t), x))
-        candidate = self.candidate(row)
+    def forward(self, x: Array, i: int, memory: tuple[Array, Array | None, Array, Array], train: bool):
+        obs, raw, weight, biases = memory
+        row, norm = _inputs(self.norm, concat(obs, x), train)
+        both = Linear(weight, biases[i])(row)
+        width = self.gate.layers[0].bias.shape[-1]
+        gate, candidate = self.gate.after_first(both[..., :width]), self.candidate.after_first(both[..., width:])
         if self.bound is not None:
             candidate = self.bound * jnp.tanh(candidate)
-        return jax.nn.sigmoid(self.gate(row)) * (candidate - x), memory[1], replace(self, norm=norm)
+        return jax.nn.sigmoid(gate) * (candidate - x), raw, replace(self, norm=norm)
 
 
 class DecoderLayer(eqx.Module):
@@ -265,14 +274,15 @@ class DecoderVelocity(AbstractVelocity):
             norm=norm,
         )
 
-    def encode(self, obs: PyTree[Float[Array, "..."]]) -> tuple[tuple[Linear, Array], ...]:
+    def encode(self, obs: PyTree[Float[Array, "..."]], times: Array) -> tuple[Array, tuple[tuple[Linear, Array], ...]]:
         memory = self.memory(concat(obs))
-        return tuple((layer.attention(), layer.cross(memory)) for layer in self.layers)
+        return self.time(times), tuple((layer.attention(), layer.cross(memory)) for layer in self.layers)
 
-    def forward(self, x: Array, t: Array, memory: tuple[tuple[Linear, Array], ...], train: bool):
+    def forward(self, x: Array, i: int, memory: tuple[Array, tuple[tuple[Linear, Array], ...]], train: bool):
+        times, crosses = memory
         token = self.token(x)
-        token, layers = token + _column(self.time(t), token), []
-        for layer, (attend, cross) in zip(self.layers, memory, strict=True):
+        token, layers = token + _column(times[i], token), []
+        for layer, (attend, cross) in zip(self.layers, crosses, strict=True):
             if self.norm == "pre_ln":
                 token = layer.pre(token, attend, cross)
             else:

@@ -36,10 +36,10 @@ class Linear(AbstractVelocity):
     offset: jax.Array
     action_size: int = eqx.field(static=True)
 
-    def encode(self, obs):
+    def encode(self, obs, times):
         return ()
 
-    def forward(self, x, t, memory, train):
+    def forward(self, x, i, memory, train):
         v = x @ self.weight
         return v + jnp.broadcast_to(self.offset, v.shape), jnp.zeros_like(v), self
 
@@ -51,10 +51,11 @@ class Transport(AbstractVelocity):
     std: jax.Array
     action_size: int = eqx.field(static=True, default=1)
 
-    def encode(self, obs):
-        return ()
+    def encode(self, obs, times):
+        return times
 
-    def forward(self, x, t, memory, train):
+    def forward(self, x, i, memory, train):
+        t = memory[i]
         c = (t * self.std**2 - (1 - t)) / (t**2 * self.std**2 + (1 - t) ** 2)
         return self.mu + c * (x - t * self.mu), None, self
 
@@ -170,7 +171,7 @@ def _terminal_std(steps, sigma, corrected):
 
     def slope(t):
         def step(x):
-            v, _, _ = velocity.forward(x, t, (), False)
+            v, _, _ = velocity.forward(x, 0, t[None], False)
             return x + dt * (corrected_drift(v, x, t, sigma) if corrected and sigma else v)
 
         return step(jnp.ones(1)) - step(jnp.zeros(1))
@@ -282,10 +283,11 @@ def test_flow_matching_has_zero_loss_for_the_straight_line_to_a_constant():
     class Straight(AbstractVelocity):
         action_size: int = eqx.field(static=True, default=2)
 
-        def encode(self, obs):
-            return ()
+        def encode(self, obs, times):
+            return times
 
-        def forward(self, x, t, memory, train):
+        def forward(self, x, i, memory, train):
+            t = memory[i]
             return (jnp.broadcast_to(jnp.array([0.3, -0.6]), x.shape) - x) / (1.0 - t), None, self
 
     action = jnp.broadcast_to(jnp.array([0.3, -0.6]), (256, 2))
