@@ -6,23 +6,33 @@ import time
 
 from trimtab.core import RunError
 
-AGENT, ENV, STEPS, SOLVED = "sac", "InvertedDoublePendulum-v5", 25_000, 9_100.0
+AGENT, ENV, STEPS, SOLVED = "sac-flow", "InvertedDoublePendulum-v5", 25_000, 9_100.0
 """The task: balance two poles on a cart for 1,000 steps. 9,100 is the threshold that Gymnasium registers for it."""
+
+NAIVE_SHARE = 0.2
+"""Share of the steps that a flow without the gate trains for, so that the report has its gradients beside."""
 
 
 def run(args: list[str]) -> None:
     """Trains, evaluates, films and reports. Raises `RunError` if the trained policy does not solve the task."""
     from trimtab import api
-    from trimtab.cli import evaluate
+    from trimtab.agents.sac_flow import Config
+    from trimtab.cli import diagnose, evaluate
     from trimtab.run.report import write_report
 
     steps = int(os.environ.get("TRIMTAB_DEMO_STEPS", STEPS))
     print(f"training {AGENT} on {ENV} for {steps:,} steps (solved from a return of {SOLVED:,.0f})")
     began = time.monotonic()
     trained = api.train(AGENT, ENV, steps=steps, eval_freq=5_000, command="make demo")
+    few = max(1, int(NAIVE_SHARE * steps))
+    print(f"\nfor comparison, {few:,} steps of a naive flow: the same agent with --agent.velocity mlp")
+    naive = api.train(AGENT, ENV, steps=few, eval_freq=few, config=Config(velocity="mlp"), command="make demo")
     minutes = (time.monotonic() - began) / 60
     evaluate.run([str(trained.path), "--episodes", "10", "--video", "1"])
-    page = write_report([trained.path], trained.path / "report")
+    for label, run in (("gated", trained), ("naive", naive)):
+        print(f"\nthe gradient through the {label} flow's rollout:")
+        diagnose.run([str(run.path), "--probes", "rollout-grad"])
+    page = write_report([trained.path, naive.path], trained.path / "report")
     mean = evaluate.mean_of(trained.path)
     verdict = "solved" if mean >= SOLVED else "NOT solved"
     print(f"\n{verdict}: mean return {mean:,.0f} over 10 episodes after {minutes:.1f} minutes of training")

@@ -34,6 +34,8 @@ class Job:
     method: str
     seed: int
     flags: tuple[str, ...]
+    measure: str = "return"
+    """what its evaluations are judged by: "return" or "success"."""
 
     def folder(self, out: Path) -> Path:
         """Where the run lies below `out`: `--out` and `--name` are set so that it is known beforehand."""
@@ -115,6 +117,16 @@ def _summary(values: Sequence[float]) -> str:
     return f"{iqm.value:10.4g}  [{iqm.low:.4g}, {iqm.high:.4g}]  seeds {' '.join(f'{v:.4g}' for v in values)}"
 
 
+def make_data(name: str, data: Path, episodes: int | None) -> None:
+    """Collects the data set `name` into `data` unless it is there; `episodes` is its official number unless given."""
+    if (data / f"{name}.json").exists():
+        return
+    words = ["data", "make", name, *(["--episodes", str(episodes)] if episodes else []), "--out", str(data)]
+    print(f"$ {shlex.join(['trimtab', *words])}", flush=True)
+    if subprocess.run([sys.executable, "-m", "trimtab.cli.main", *words]).returncode:
+        raise RunError(f"the data set {name} could not be made")
+
+
 def run_jobs(jobs: Sequence[Job], out: Path, say: Callable[[str], None] = print) -> None:
     """Trains what is not trained yet, one process a core. Raises `RunError` with the last line of a run that failed.
 
@@ -160,10 +172,11 @@ def _find(job: Job, out: Path) -> Path | None:
 
 
 def curve(job: Job, out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and mean returns of the evaluations of a job that has run."""
+    """Steps and means (of the job's `measure`) of the evaluations of a job that has run."""
     folder = _find(job, out)
     assert folder is not None, f"{job} has not run"
-    return read_run(folder).returns
+    run = read_run(folder)
+    return run.successes if job.measure == "success" else run.returns
 
 
 def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
@@ -177,6 +190,7 @@ def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
     figure, panels = pyplot.subplots(1, len(settings), figsize=(4.2 * len(settings), 3.2), squeeze=False)
     methods = list(dict.fromkeys(job.method for job in jobs))
     for panel, setting in zip(panels[0], settings, strict=True):
+        measures = {job.measure for job in jobs if job.setting == setting}
         for method, colour in zip(methods, COLOURS, strict=False):
             curves = [curve(job, out) for job in jobs if (job.setting, job.method) == (setting, method)]
             for steps, returns in curves:
@@ -185,9 +199,9 @@ def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
                 shortest = min(len(steps) for steps, _ in curves)
                 mean = np.mean([returns[:shortest] for _, returns in curves], axis=0)
                 panel.plot(curves[0][0][:shortest], mean, color=colour, lw=2, label=method)
-        panel.set(title=setting, xlabel="environment steps", ylabel="return")
+        panel.set(title=setting, xlabel="steps", ylabel=" or ".join(sorted(measures)))
         panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
+        panel.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     save_png(figure, path)
