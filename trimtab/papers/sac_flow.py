@@ -98,7 +98,7 @@ def from_scratch(scale: str) -> list[Job]:
 
 def offline_to_online(scale: str, data: Path) -> list[Job]:
     """The runs from data to online of a scale, on data sets in `data`. Small: cube-single with 100 episodes, small
-    networks, two seeds. Paper: cube-double and cube-triple at their official sizes, the paper's networks, steps and beta."""
+    networks, two seeds. Paper: cube-double and cube-triple at their official sizes, the paper's networks and beta."""
     if scale == "smoke":
         return []
     if scale == "small":
