@@ -77,12 +77,12 @@ def _judge(results: Results, scale: str) -> None:
 
 def from_scratch(scale: str) -> list[Job]:
     """The training runs of a scale. Smoke: Pendulum, one seed, Flow-G and naive. Small: three tasks, three seeds, all
-    four methods, shortened. Paper: six MuJoCo tasks, five seeds, the paper's sizes."""
+    four methods, shortened, on MuJoCo with batches of 128. Paper: six MuJoCo tasks, five seeds, the paper's sizes."""
     if scale == "smoke":
         sizes = {"Pendulum-v1": 10_000}
         methods, seeds = ("Flow-G", "naive flow"), (0,)
     elif scale == "small":
-        sizes = {"Pendulum-v1": 20_000, "Hopper-v5": 12_000, "HalfCheetah-v5": 12_000}
+        sizes = {"Pendulum-v1": 20_000, "Hopper-v5": 9_000, "HalfCheetah-v5": 9_000}
         methods, seeds = ("Flow-G", "Flow-T", "naive flow", "Gaussian SAC"), (0, 1, 2)
     else:
         tasks = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")
@@ -98,12 +98,12 @@ def from_scratch(scale: str) -> list[Job]:
 
 def offline_to_online(scale: str, data: Path) -> list[Job]:
     """The runs from data to online of a scale, on data sets in `data`. Small: cube-single with 100 episodes, small
-    networks, two seeds. Paper: cube-double and cube-triple at their official sizes, the paper's networks and beta."""
+    networks and batches, one seed. Paper: cube-double and cube-triple at their official sizes, the paper's networks and beta."""
     if scale == "smoke":
         return []
     if scale == "small":
-        config = sac_flow_chunked.Config(d_model=64, buffer_size=200_000, learning_starts=1_000)
-        plans, seeds = [("cube-single-play-singletask-task2-v0", config)], (0, 1)
+        config = sac_flow_chunked.Config(d_model=64, batch_size=128, buffer_size=200_000, learning_starts=1_000)
+        plans, seeds = [("cube-single-play-singletask-task2-v0", config)], (0,)
         offline, online, episodes = 20_000, 10_000, 25
     else:
         large = sac_flow_chunked.Config(hidden=(512,) * 4)
@@ -137,12 +137,13 @@ def data_name(env: str) -> str:
 
 def _flags(env: str, method: str, steps: int, scale: str) -> tuple[str, ...]:
     options = dict(steps=steps, eval_freq=steps // 10, checkpoint_freq=steps // 5)
+    batch = 128 if scale == "small" and env != "Pendulum-v1" else 256
     if method == "Gaussian SAC":
-        config = sac.Config(learning_starts=1_000)
+        config = sac.Config(learning_starts=1_000, batch_size=batch)
         if scale == "paper":
             config = sac.Config(hidden=(512,) * 4, batch_size=512, learning_starts=50_000)
         return flags("sac", env, config, **options)
-    config = sac_flow.Config(velocity=FLOWS[method])
+    config = sac_flow.Config(velocity=FLOWS[method], batch_size=batch)
     if scale == "paper":
         config = paper_config(FLOWS[method])
     return flags("sac-flow", env, config, **options)
