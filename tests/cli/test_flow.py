@@ -8,10 +8,13 @@ import pytest
 
 from tests.cli.conftest import ONLINE
 from tests.cli.test_bad_input import assert_one_line
+from trimtab.cli.flags import parse
 from trimtab.cli.main import main
+from trimtab.cli.train import flags_for
 from trimtab.core import RunError
 from trimtab.papers import PAPERS
 from trimtab.papers.recipe import Job, Results, curve, flags, plot_curves, run_jobs
+from trimtab.papers.sac_flow import CLONING, FLOWS, data_name, from_scratch, offline_to_online
 
 FLOW = f"train sac-flow --agent.width 8 {ONLINE}"
 
@@ -97,6 +100,28 @@ def test_a_recipe_trains_what_is_missing_and_reads_what_is_there(tmp_path):
     assert [("was there" in line) for line in said] == [False, False, True, True]
     plot_curves(jobs, tmp_path, tmp_path / "curves.png", "both")
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+def test_the_runs_of_sac_flow_are_commands_that_parse(scale, tmp_path):
+    """Every job's flags are read back as the configuration that was meant, and no two jobs share a folder."""
+    jobs = from_scratch(scale) + offline_to_online(scale, tmp_path)
+    assert len({job.folder(tmp_path) for job in jobs}) == len(jobs)
+    for job in jobs:
+        agent, *words = job.command(tmp_path)[2:]
+        read = parse(flags_for(agent), words, "trimtab train")
+        assert (read.env, read.seed) == (job.setting, job.seed)
+        velocity = FLOWS.get(job.method, "gated")
+        assert getattr(read.agent, "velocity", "gated") == velocity
+        if job.measure == "success":
+            assert Path(read.dataset) == tmp_path / f"{data_name(job.setting)}.npz"
+            assert read.agent.rl == (job.method != CLONING) == (read.online_steps > 0)
+    assert scale == "smoke" or {job.method for job in jobs} == {*FLOWS, "Gaussian SAC", CLONING}
+
+
+def test_the_data_set_of_a_task():
+    assert data_name("cube-single-play-singletask-task2-v0") == "cube-single-play-v0"
+    assert data_name("cube-double-play-singletask-v0") == "cube-double-play-v0"
 
 
 def test_a_recipes_failed_run_ends_it_with_its_reason(tmp_path):

@@ -21,7 +21,8 @@ from trimtab.nets.critic import Critic, CrossQCritic
 from trimtab.policies.flow import FlowPolicy, Rollout
 
 GROWS, VANISHES = 4.0, 0.1
-"""G_0 / G_{K-1} above and below which a verdict is not "flat". Ours."""
+"""G_0 / G_{K-1} above and below which a verdict is not "flat". Ours. Only growth is a warning: a policy that has
+settled on one action takes every x_0 there, so its early gradients fade however well it was trained."""
 
 Loss = Callable[[Rollout], Float[Array, " b"]]
 """One loss a row of a rollout."""
@@ -81,7 +82,8 @@ def rollout_verdicts(found: dict[str, float]) -> list[dict[str, str]]:
     if ratio > GROWS:
         level, text = "warn", f"{text}growing x{ratio:.1f} on its way back: try the gated velocity or fewer steps"
     elif ratio < VANISHES:
-        level, text = "warn", f"{text}vanishing on its way back: early steps learn little; fewer steps would do"
+        level = "ok"
+        text = f"{text}vanishing on its way back: the last steps decide the action, as when there is one best action"
     else:
         level, text = "ok", f"{text}flat"
     return [{"name": "rollout_grad/ratio", "level": level, "text": text}]

@@ -98,7 +98,7 @@ def from_scratch(scale: str) -> list[Job]:
 
 def offline_to_online(scale: str, data: Path) -> list[Job]:
     """The runs from data to online of a scale, on data sets in `data`. Small: cube-single with 100 episodes, small
-    networks and batches, one seed. Paper: cube-double and cube-triple at their official sizes, the paper's networks and beta."""
+    networks and batches, one seed. Paper: cube-double and cube-triple at their official sizes, the paper's beta."""
     if scale == "smoke":
         return []
     if scale == "small":
