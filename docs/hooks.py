@@ -2,12 +2,14 @@
 
 `<!-- flags MODULE CLASS [PREFIX] -->` becomes a table of the fields of a dataclass: flag, default, meaning.
 `<!-- results -->` becomes tables of the benchmark results in docs/results/*.json; without any, a line that says so.
+`<!-- paper FOLDER -->` becomes the table and the checks of docs/results/FOLDER/results.json, which a recipe wrote.
 What cannot be read is named in a warning, which the strict build turns into an error.
 """
 
 import json
 import logging
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 RESULTS_MARKER = "<!-- results -->"
 FLAGS_MARKER = re.compile(r"<!-- flags (\S+) (\S+)(?: (\S+))? -->")
+PAPER_MARKER = re.compile(r"<!-- paper (\S+) -->")
 EMPTY = "No results are stored in `docs/results` yet: the commands above write them."
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page's text with its markers filled in."""
     markdown = FLAGS_MARKER.sub(lambda found: flags(*found.groups()), markdown)
+    markdown = PAPER_MARKER.sub(lambda found: paper(RESULTS / found.group(1) / "results.json"), markdown)
     if RESULTS_MARKER in markdown:
         sections = [section(path) for path in sorted(RESULTS.glob("*.json"))]
         markdown = markdown.replace(RESULTS_MARKER, "\n\n".join(filter(None, sections)) or EMPTY)
@@ -60,6 +64,38 @@ def _default(field: Any) -> str:
     value = value.removeprefix("Path(").removesuffix(")") if value.startswith("Path(") else value
     value = value.replace("(", "").replace(")", "").replace(",", "").replace("_", "").replace("'", "").replace('"', "")
     return "" if value in ("None", "") else f"`{value}`"
+
+
+# Recipes
+
+
+def paper(path: Path) -> str:
+    """What a recipe found: a row a setting and method with the figure of every seed, then its checks."""
+    try:
+        record = json.loads(path.read_text())
+        found: dict[tuple[str, str, str], list[float]] = {}
+        for row in record["rows"]:
+            found.setdefault((row["setting"], row["metric"], row["method"]), []).append(row["value"])
+        body = [
+            [setting, metric, method, number(statistics.median(values)), " ".join(number(value) for value in values)]
+            for (setting, metric, method), values in found.items()
+        ]
+        checks = [
+            [
+                check["name"],
+                number(check["value"]),
+                number(check["threshold"]),
+                "holds" if check["passed"] else "**FAILS**",
+            ]
+            for check in record["checks"]
+        ]
+        parts = [rows(["setting", "metric", "method", "median", "seeds, in order"], body)]
+        parts += [[""], rows(["check", "value", "threshold", ""], checks)] if checks else []
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))
+        return "\n".join([line for part in parts for line in part] + ["", f"`{record['command']}`; {versions}."])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is not a recipe's result: %s: %s", path, type(error).__name__, error)
+        return ""
 
 
 # Benchmark results

@@ -33,8 +33,9 @@ def render(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run], cre
         f"{count} {word}{'s' * (count != 1)}"
         for count, word in ((len(runs), "run"), (len(tasks), "task"), (len(agents), "agent"))
     )
-    training = sum(not run.done for run in runs)
+    failed, training = sum(bool(run.failure) for run in runs), sum(not (run.done or run.failure) for run in runs)
     state = f" · {training} not finished" if training else ""
+    state += f" · {failed} failed" if failed else ""
     parts = [f"<header><h1>Trimtab report</h1><p>{counts}{state} · {escape(created)}</p></header>"]
     if len(tasks) > 1:
         parts.append(_overview(tasks, agents))
@@ -278,7 +279,7 @@ def _runs_section(runs: Sequence[Run], empty: Sequence[Run]) -> str:
             count = len(run.evaluation.get("episodes") or [])
             where = escape(str(run.evaluation.get("checkpoint", "")))
             tested = f'{_number(iqm)} <span class="faint">{interval} {count} episodes, {where}</span>'
-        state = "done" if run.done else "not finished"
+        state = "done" if run.done else f"failed: {escape(run.failure)}" if run.failure else "not finished"
         cells = (escape(str(run.seed)), state, step, _number(run.last), _number(run.best), tested)
         rows.append(f"<tr><th>{name(run)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     for run in empty:

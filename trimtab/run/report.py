@@ -91,6 +91,7 @@ def _figures(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run]) -
                     "agent": run.config["agent"],
                     "seed": run.seed,
                     "done": run.done,
+                    "failure": run.failure or None,
                     "step": run.step,
                     "last": run.last,
                     "best": run.best,

@@ -52,6 +52,8 @@ class Run:
     machine: dict[str, Any]
     command: str
     videos: tuple[Path, ...]
+    failure: str = ""
+    """why it diverged and was given up, if it was."""
 
     @property
     def empty(self) -> bool:
@@ -171,7 +173,7 @@ def read_run(folder: Path) -> Run:
     broken = {name: [step for step, value in row.items() if not math.isfinite(value)] for name, row in points.items()}
     broken["return"] = [step for step, mean in means.items() if not math.isfinite(mean[0])]
 
-    command = folder / "command.txt"
+    command, failed = folder / "command.txt", folder / "FAILED"
     return Run(
         path=folder,
         config=config,
@@ -186,6 +188,7 @@ def read_run(folder: Path) -> Run:
         machine=_read_json(folder / "env.json", required=False),
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.is_file() else "",
         videos=tuple(sorted((folder / "videos").glob("*.mp4"), key=_natural)),
+        failure=failed.read_text(encoding="utf-8", errors="replace").strip() if failed.is_file() else "",
     )
 
 

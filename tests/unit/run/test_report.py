@@ -142,6 +142,14 @@ def test_half_written_last_line_of_a_training_run_is_ignored(tmp_path):
     assert not figures["runs"][0]["done"] and "<td>not finished</td><td>200 of 1k</td>" in page
 
 
+def test_a_run_that_diverged_says_so(tmp_path):
+    run = make_run(tmp_path / "run", curve={100: [5.0]}, done=False, steps=1000)
+    (run / "FAILED").write_text("critic_loss was nan at step 100\n")
+    page, figures = report([run], tmp_path / "out")
+    assert figures["runs"][0]["failure"] == "critic_loss was nan at step 100"
+    assert "<td>failed: critic_loss was nan at step 100</td>" in page and "not finished" not in page
+
+
 def test_a_resumed_run_counts_the_later_rows(tmp_path):
     run = make_run(tmp_path / "run", curve={100: [5.0], 200: [8.0]})
     with (run / "eval.csv").open("a") as file:
