@@ -58,21 +58,22 @@ def reproduce(scale: str, out: Path) -> Results:
 
 
 def _judge(results: Results, scale: str) -> None:
-    end = "return at the end"
-    gated, naive = (results.values("Pendulum-v1", method, end) for method in ("Flow-G", "naive flow"))
-    gap = float(np.median(gated) - np.median(naive))
-    if scale == "smoke":
-        results.check("Pendulum-v1: Flow-G above the naive flow", gap > 0, gap, 0.0)
-    else:
-        results.check("Pendulum-v1: median of Flow-G", float(np.median(gated)) >= -450, float(np.median(gated)), -450.0)
-        results.check("Pendulum-v1: median of Flow-G minus naive", gap >= 500, gap, 500.0)
-        for setting in dict.fromkeys(row["setting"] for row in results.rows if row["metric"] == "success at the end"):
-            mean = lambda method, at=setting: float(np.mean(results.values(at, method, "success at the end")))
-            for method in ("Flow-G", "Flow-T"):
-                gain = mean(method) - mean(CLONING)
-                results.check(f"{setting}: {method} above {CLONING}", gain >= 0.15, gain, 0.15)
-            gap = mean("naive flow") - mean("Flow-T")
-            results.check(f"{setting}: naive flow not above Flow-T", gap <= 0.0, gap, 0.0)
+    if scale == "paper":  # its claims are curves: they are read, not checked
+        return
+    median = lambda method: float(np.median(results.values("Pendulum-v1", method, "return at the end")))
+    for method in ("Flow-G",) if scale == "smoke" else ("Flow-G", "Flow-T"):
+        # At half the steps, as in smoke, the gated flow is only on its way.
+        least, gap = (0.0 if scale == "smoke" else 500.0), median(method) - median("naive flow")
+        results.check(f"Pendulum-v1: median of {method} minus naive", gap >= least, gap, least)
+        if scale == "small":
+            results.check(f"Pendulum-v1: median of {method}", median(method) >= -450, median(method), -450.0)
+    for setting in dict.fromkeys(row["setting"] for row in results.rows if row["metric"] == "success at the end"):
+        mean = lambda method, at=setting: float(np.mean(results.values(at, method, "success at the end")))
+        for method in ("Flow-G", "Flow-T"):
+            gain = mean(method) - mean(CLONING)
+            results.check(f"{setting}: {method} above {CLONING}", gain >= 0.15, gain, 0.15)
+        gap = mean("naive flow") - mean("Flow-T")
+        results.check(f"{setting}: naive flow not above Flow-T", gap <= 0.0, gap, 0.0)
 
 
 def from_scratch(scale: str) -> list[Job]:
