@@ -6,7 +6,7 @@ them.
 """
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import equinox as eqx
@@ -45,6 +45,10 @@ class Spec:
     discrete: bool = False
     action_low: tuple[float, ...] = ()
     action_high: tuple[float, ...] = ()
+    obs_mean: Any = field(default=None, compare=False)
+    """mean of each observation entry over the data set that is learnt from, shaped like `obs`; None without one."""
+    obs_std: Any = field(default=None, compare=False)
+    """standard deviation likewise."""
 
     @property
     def obs_size(self) -> int:

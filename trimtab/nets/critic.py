@@ -1,5 +1,7 @@
 """Value functions: an ensemble Q(s, a) and a single V(s)."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -27,11 +29,12 @@ class Critic(eqx.Module):
         *,
         activation: str = "relu",
         norm: str | None = None,
+        norm_layers: tuple[int, ...] | None = None,
         init: str = "torch",
     ) -> "Critic":
-        """`members` independent networks of widths `hidden`, held as one batched network."""
-        in_size = spec.obs_size + spec.action_size
-        return cls(MLP.create(in_size, hidden, 1, key, activation=activation, norm=norm, members=members, init=init))
+        """`members` independent networks of widths `hidden`, held as one batched network; the rest as in `MLP.create`."""
+        shape: dict[str, Any] = dict(activation=activation, norm=norm, norm_layers=norm_layers, init=init)
+        return cls(MLP.create(spec.obs_size + spec.action_size, hidden, 1, key, members=members, **shape))
 
     def __call__(self, obs: PyTree[Float[Array, "b ..."]], action: Float[Array, "b act"]) -> Float[Array, "e b"]:
         return self.mlp(concat(obs, action))[..., 0]
@@ -98,9 +101,12 @@ class Value(eqx.Module):
         *,
         activation: str = "relu",
         norm: str | None = None,
+        norm_layers: tuple[int, ...] | None = None,
+        init: str = "torch",
     ) -> "Value":
-        """One network of widths `hidden`."""
-        return cls(MLP.create(spec.obs_size, hidden, 1, key, activation=activation, norm=norm))
+        """One network of widths `hidden`; the rest as in `MLP.create`."""
+        shape: dict[str, Any] = dict(activation=activation, norm=norm, norm_layers=norm_layers, init=init)
+        return cls(MLP.create(spec.obs_size, hidden, 1, key, **shape))
 
     def __call__(self, obs: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
         return self.mlp(concat(obs))[..., 0]

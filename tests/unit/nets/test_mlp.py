@@ -27,6 +27,25 @@ def test_norm_stands_before_the_activation():
     np.testing.assert_allclose(absolute(norm=True)(jnp.array([[-3.0], [2.5]])), [[1.0], [1.0]], rtol=1e-5)
 
 
+def test_norm_may_stand_behind_the_activation():
+    # relu leaves (0, 3) and (2.5, 0); normalised each is a pair of +-1, whose sum is 0.
+    net = MLP(absolute().layers, (LayerNorm.create(2),), "relu", True)
+    x = jnp.array([[-3.0], [2.5]])
+    np.testing.assert_allclose(net(x), [[0.0], [0.0]], atol=1e-5)
+    np.testing.assert_allclose(net.hidden(x)[0], [[0.0, 3.0], [2.5, 0.0]], rtol=1e-6)
+
+
+def test_norms_stand_where_they_are_asked_for(getkey):
+    net = MLP.create(3, (8, 6, 4), 1, getkey(), norm="layer", norm_layers=(1,))
+    assert [norm is None for norm in net.norms] == [True, False, True]
+    x = 100.0 * jax.random.normal(getkey(), (5, 3))
+    first, second, third = net.layers[0](x), net.layers[1], net.layers[2]
+    normal = jax.nn.relu(LayerNorm.create(6)(second(jax.nn.relu(first))))
+    np.testing.assert_allclose(net(x), net.layers[3](jax.nn.relu(third(normal))), rtol=1e-5)
+    with pytest.raises(UsageError, match=r"norm_layers \(3,\) does not fit 3 hidden layers"):
+        MLP.create(3, (8, 6, 4), 1, getkey(), norm="layer", norm_layers=(3,))
+
+
 def test_hidden_gives_the_activations():
     net = absolute()
     (hidden,) = net.hidden(jnp.array([[-3.0], [2.5]]))
@@ -40,7 +59,7 @@ def test_no_hidden_layer_is_affine(getkey):
     np.testing.assert_allclose(net(x + y) + zero, net(x) + net(y), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", [None, "layer"])
+@pytest.mark.parametrize("norm", [None, "layer", "layer_after"])
 @pytest.mark.parametrize("lead", [(), (4,), (2, 4)])
 def test_leading_axes(lead, norm, getkey):
     net, x = MLP.create(3, (8, 8), 2, getkey(), norm=norm), jax.random.normal(getkey(), (*lead, 3))
@@ -49,7 +68,7 @@ def test_leading_axes(lead, norm, getkey):
     np.testing.assert_allclose(y.reshape(-1, 2), np.stack([net(row) for row in x.reshape(-1, 3)]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [None, "layer"])
+@pytest.mark.parametrize("norm", [None, "layer", "layer_after"])
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 6)])
 def test_ensemble_is_its_members(hidden, norm, getkey):
     net = MLP.create(3, hidden, 2, getkey(), norm=norm, members=4)
