@@ -32,7 +32,7 @@ class Critic(eqx.Module):
         norm_layers: tuple[int, ...] | None = None,
         init: str = "torch",
     ) -> "Critic":
-        """`members` independent networks of widths `hidden`, held as one batched network; the rest as in `MLP.create`."""
+        """`members` independent networks of widths `hidden`, held as one batched network; the rest as `MLP.create`."""
         shape: dict[str, Any] = dict(activation=activation, norm=norm, norm_layers=norm_layers, init=init)
         return cls(MLP.create(spec.obs_size + spec.action_size, hidden, 1, key, members=members, **shape))
 
