@@ -15,6 +15,7 @@ from trimtab.assemble import (
     Setup,
     agent_class,
     check_fit,
+    check_probes,
     execute,
     find_probes,
     import_all,
@@ -159,7 +160,9 @@ def _start(
     # Try all shapes before anything is written: a request that does not fit must leave no folder behind.
     setup.skeleton()
     for phase in setup.phases():
-        jax.eval_shape(setup.source(phase).init, jr.key(0))
+        source = setup.source(phase)
+        jax.eval_shape(source.init, jr.key(0))
+        check_probes(find_probes(record["probes"]), setup, source)
     together = len(seeds) > 1 and setup.on_device
     groups = [seeds] if together else [[s] for s in seeds]
     if many and not quiet:

@@ -113,7 +113,7 @@ def find_probes(names: Sequence[str]) -> dict[str, Any]:
     return {name.replace("-", "_"): TRAINING_PROBES[name] for name in names}
 
 
-def _check_probes(probes: Mapping[str, Any], setup: "Setup", source: AbstractSource) -> None:
+def check_probes(probes: Mapping[str, Any], setup: "Setup", source: AbstractSource) -> None:
     """Traces each probe without running it, so that one that does not suit the agent is refused before training."""
 
     def everything(agent: Any, key: Any) -> Any:
@@ -280,7 +280,7 @@ def execute(
                 if training.lost or (meta and phases.index(phase) < phases.index(meta["phase"])):
                     continue
                 source = setup.source(phase)
-                _check_probes(probes, setup, source)
+                check_probes(probes, setup, source)
                 training.agent = in_phase(training.agent, phase)
                 here = meta if meta and meta["phase"] == phase else None
                 state = _initial_state(source, seeds, together)

@@ -84,6 +84,7 @@ USAGE = [
     ("train sac --env probe/Both --offline-steps 5", "need a --dataset"),
     ("train sac --env probe/Both --online-steps 5", "need a --dataset"),
     ("train sac --env probe/Both --seeds 1 1", "seeds must differ"),
+    ("train sac --env probe/Both --probes rollout-grad", "needs an agent with a flow policy"),
     ("train sac --env probe/Both --updates-per-step 2", "own worlds make one update a vector step"),
     (
         "train sac --env probe/Both --num-envs 50 --agent.buffer-size 20",
