@@ -33,7 +33,9 @@ def main(gated: Path, naive: Path) -> None:
     frames = imageio.imread(next((gated / "videos").glob("*.mp4")), plugin="FFMPEG")
     for column, index in enumerate(np.linspace(0, min(len(frames) - 1, 60), 4).astype(int)):
         axes = figure.add_subplot(grid[1, column])
-        axes.imshow(frames[index][frames.shape[1] // 5 : -frames.shape[1] // 8])
+        height, width = frames.shape[1:3]
+        cut = frames[index][int(0.12 * height) : int(0.58 * height), int(0.2 * width) : int(0.8 * width)]
+        axes.imshow(np.clip(cut * 1.7, 0, 255).astype(np.uint8))
         axes.set_axis_off()
     figure.tight_layout()
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
