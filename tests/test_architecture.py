@@ -45,7 +45,20 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 }
 """Room -> the rooms it may import beside itself (DESIGN, section 3)."""
 
-LAZY = ("rliable", "minari", "ogbench", "torch", "trl", "onnx", "onnxruntime", "ray", "optuna", "wandb", "mlflow")
+LAZY = (
+    "rliable",
+    "minari",
+    "h5py",
+    "ogbench",
+    "torch",
+    "trl",
+    "onnx",
+    "onnxruntime",
+    "ray",
+    "optuna",
+    "wandb",
+    "mlflow",
+)
 """Imported late and in one file each, with an error that names what to install."""
 
 AT_HOME_IN = {"torch": "language", "trl": "language"}

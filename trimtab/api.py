@@ -29,6 +29,7 @@ from trimtab.assemble import (
 from trimtab.core import RunError, UsageError
 from trimtab.data.collect import locate
 from trimtab.data.sources import AbstractSource
+from trimtab.data.write import read_record, references
 from trimtab.envs import ogbench
 from trimtab.envs.make import find
 from trimtab.run.folder import Run, read_config, replace_text, write_json
@@ -59,6 +60,7 @@ def train(
     env: EnvLike | None = None,
     *,
     dataset: str | Path | None = None,
+    dataset_fraction: float = 1.0,
     steps: int = 1_000_000,
     offline_steps: int = 0,
     online_steps: int = 0,
@@ -70,6 +72,7 @@ def train(
     eval_episodes: int = 10,
     log_freq: int = 1_000,
     checkpoint_freq: int = 10_000,
+    keep_evaluated: bool = False,
     log: Sequence[str] = ("csv", "tensorboard"),
     probes: Sequence[str] = (),
     out: str | Path = "runs",
@@ -82,13 +85,14 @@ def train(
 ) -> Any:
     """Trains `agent` and returns a `Trained`, or a list of them when `seeds` are given.
 
-    `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` (a path, or a name in `data/`)
-    the agent first learns from data for `offline_steps` updates; `online_steps` > 0 then goes on in `env` with the same
-    agent and the data in its buffer. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics
-    logged at each evaluation. Steps are environment steps online, updates offline. `seeds` trains one agent a seed,
-    together by `vmap` where the source lives on the device, else one after the other. Raises `UsageError` for a request
-    that cannot be carried out, `RunError` for a run that fails, and `trimtab.training.fit.Interrupted` after Ctrl-C or
-    SIGTERM, with a checkpoint if there was anything to save.
+    `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` (a path, a name in `data/` or an
+    id in Minari's store) the agent first learns from data for `offline_steps` updates; `online_steps` > 0 then goes on
+    in `env` with the same agent and the data in its buffer. `dataset_fraction` below 1 keeps only that share of the
+    rows. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged at each evaluation,
+    and `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. Steps are environment steps online, updates
+    offline. `seeds` trains one agent a seed, together by `vmap` where the source lives on the device, else one after
+    the other. Raises `UsageError` for a request that cannot be carried out, `RunError` for a run that fails, and
+    `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a checkpoint if there was anything to save.
     """
     import_all(imports)
     kind = agent_class(agent)
@@ -114,6 +118,8 @@ def train(
         raise UsageError("--offline-steps and --online-steps need a --dataset; online training alone takes --steps")
     if dataset is not None and online_steps and env is None:
         raise UsageError("--online-steps needs an environment to act in: add --env ID")
+    if not 0.0 < dataset_fraction <= 1.0:
+        raise UsageError(f"dataset-fraction must be above 0 and at most 1, got {dataset_fraction}")
     check_loggers(tuple(log))
     if find_probes(probes) and not eval_freq:
         raise UsageError("probes are measured at evaluations: leave --eval-freq above 0")
@@ -123,6 +129,7 @@ def train(
         agent=agent,
         env=None,
         dataset=None if dataset is None else str(locate(dataset)),
+        dataset_fraction=float(dataset_fraction),
         steps=int(steps),
         offline_steps=int(offline_steps),
         online_steps=int(online_steps),
@@ -132,6 +139,7 @@ def train(
         eval_episodes=int(eval_episodes),
         log_freq=int(log_freq),
         checkpoint_freq=int(checkpoint_freq),
+        keep_evaluated=bool(keep_evaluated),
         log=list(log),
         probes=list(probes),
         device=device,
@@ -156,6 +164,7 @@ def _start(
     setup = Setup.create(record, env)
     record |= {"env": setup.world.name if setup.world else None, "spec": spec_to_json(setup.spec)}
     record["env_label"] = setup.world.label if setup.world else None
+    record["references"] = _references(record["dataset"], record["env"])
     label = setup.world.label if setup.world else Path(record["dataset"]).stem
     # Try all shapes before anything is written: a request that does not fit must leave no folder behind.
     setup.skeleton()
@@ -194,6 +203,13 @@ def _start(
             raise Interrupted(f"interrupted: {paths[-1]} is finished, the seeds after it have not begun", status)
     trained = [Trained(path) for path in paths]
     return trained if many else trained[0]
+
+
+def _references(dataset: str | None, env: str | None) -> tuple[float, float] | None:
+    """The returns for normalised scores that are stored with a data set, if they were found in `env`."""
+    if dataset is None or env is None or read_record(Path(dataset)).get("env") != env:
+        return None
+    return references(Path(dataset))
 
 
 def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = None, quiet: bool = False) -> Any:

@@ -157,7 +157,8 @@ class Setup:
         dataset = None
         config = _agent_config(record)
         if record["dataset"] is not None:
-            recorded, spec = read_recorded(record["dataset"], None if world is None else world.name)
+            task, fraction = None if world is None else world.name, record.get("dataset_fraction", 1.0)
+            recorded, spec = read_recorded(record["dataset"], task, fraction)
             dataset, chunk = recorded.transition, chunk_of(config)
             if chunk is not None:
                 dataset = recorded
@@ -221,6 +222,8 @@ class Setup:
             checkpoint_every=r["checkpoint_freq"],
             eval_episodes=r["eval_episodes"],
             updates_per_step=r["updates_per_step"],
+            keep_evaluated=r.get("keep_evaluated", False),
+            references=tuple(r["references"]) if r.get("references") else None,
         )
         if phase == "offline":
             return Schedule(steps=offline, **shared)

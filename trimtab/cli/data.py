@@ -1,4 +1,4 @@
-"""`trimtab data make NAME` and `trimtab data show PATH`."""
+"""`trimtab data make NAME`, `trimtab data show PATH` and `trimtab data convert SOURCE`."""
 
 import difflib
 import os
@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -36,11 +37,34 @@ class Show:
     """a file, a folder of .npy files, or the name of a data set in data/."""
 
 
+@dataclass(frozen=True)
+class Convert:
+    """What `trimtab data convert` takes."""
+
+    source: tyro.conf.Positional[str]
+    """a file, a folder, the name of a data set in data/, or an id in Minari's store."""
+    to: Literal["npz", "npy", "hdf5", "minari"] | None = None
+    """format to write; by default that of --out's ending."""
+    out: Path | None = None
+    """file or folder to write; an .npz file, unless its ending or --to says otherwise."""
+    id: str | None = None
+    """id in Minari's store, with --to minari."""
+    env: str | None = None
+    """one of OGBench's tasks, which gives its files their rewards."""
+    fraction: float = 1.0
+    """share of the rows to keep, drawn uniformly without replacement."""
+    seed: int = 0
+    """seed of that draw."""
+
+
 def run(args: list[str]) -> None:
-    """Makes or shows a data set."""
-    commands = {"make": _make, "show": _show}
+    """Makes, shows or converts a data set."""
+    commands = {"make": _make, "show": _show, "convert": _convert}
     if not args or args[0] in ("-h", "--help"):
-        print("usage: trimtab data make NAME [--episodes N] [--seed S] [--out DIR] | trimtab data show PATH")
+        print(
+            "usage: trimtab data make NAME [flags] | trimtab data show PATH | "
+            "trimtab data convert SOURCE --out PATH [flags]; each with --help"
+        )
         if not args:
             raise UsageError("say what to do: trimtab data make NAME, or trimtab data show PATH")
         return
@@ -76,3 +100,30 @@ def _show(args: list[str]) -> None:
 
     flags = parse(Show, args, "trimtab data show")
     print("\n".join(describe(locate(flags.dataset))))
+
+
+def _convert(args: list[str]) -> None:
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    from trimtab.data.collect import locate
+    from trimtab.data.write import convert
+
+    flags = parse(Convert, args, "trimtab data convert")
+    out, kind = flags.out, flags.to
+    if kind is None:
+        ending = "" if out is None else out.suffix.removeprefix(".")
+        kind = {"h5": "hdf5"}.get(ending, ending) or ("npz" if out is not None else "")
+        if kind not in ("npz", "hdf5"):
+            raise UsageError("say what to write: add --out FILE.npz or --out FILE.hdf5, or --to with npy or minari")
+    if out is not None and not out.suffix and kind in ("npz", "hdf5"):  # a name, such as those of `--dataset`
+        out = out.with_name(f"{out.name}.{kind}")
+    written = convert(
+        locate(flags.source),
+        kind,
+        out=out,
+        name=flags.id,
+        task=flags.env,
+        fraction=flags.fraction,
+        seed=flags.seed,
+        command=shlex.join(["trimtab", "data", "convert", *args]),
+    )
+    print(f"wrote   {written}")

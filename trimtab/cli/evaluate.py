@@ -15,6 +15,7 @@ from trimtab.core import RunError, UsageError
 from trimtab.envs.make import find
 from trimtab.policies.flow import with_steps
 from trimtab.run.folder import write_json
+from trimtab.training.evaluate import normalized_score
 from trimtab.training.predict import Policy
 
 
@@ -52,10 +53,16 @@ def run(args: list[str]) -> None:
     record = summary(episodes) | {"checkpoint": flags.checkpoint, "seed": flags.seed, "env": env}
     if flags.flow_steps is not None:
         record |= {"flow_steps": flags.flow_steps}
+    references = policy.info.get("references") if env == policy.info["env"] else None
+    if references:
+        record |= {"normalized_score": normalized_score(record["mean"], tuple(references)), "references": references}
     write_json(flags.run / "evaluation.json", record)
     low, high = record["iqm_low"], record["iqm_high"]
     interval = "" if low is None else f"[{low:.1f}, {high:.1f}]"
     print(f"return  mean {record['mean']:.1f} +- {record['std']:.1f}   IQM {record['iqm']:.1f} {interval}")
+    if references:
+        score, (random, expert) = record["normalized_score"], references
+        print(f"score   {score:.1f}   (0: random {random:.1f}, 100: expert {expert:.1f}, as stored with the data set)")
     if record["success_rate"] is not None:
         print(f"success {record['success_rate']:.1%}")
     print(f"wrote   {flags.run / 'evaluation.json'} ({len(episodes)} episodes)")

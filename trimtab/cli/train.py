@@ -22,7 +22,9 @@ class Flags:
     env: str | None = None
     """environment: a Gymnasium id, an own world's id, one of OGBench's names, or module:function of a factory."""
     dataset: str | None = None
-    """data set to learn from: an .npz file, a folder of .npy files, or the name of a data set in data/."""
+    """data set to learn from: a file, a folder, the name of a data set in data/, or an id in Minari's store."""
+    dataset_fraction: float = 1.0
+    """share of its rows to learn from, drawn uniformly; the same rows for every seed."""
     steps: int = 1_000_000
     """environment steps of online training."""
     offline_steps: int = 0
@@ -45,6 +47,8 @@ class Flags:
     """steps between log lines."""
     checkpoint_freq: int = 10_000
     """steps between checkpoints; 0 for none."""
+    keep_evaluated: bool = False
+    """keep the agent of each evaluation, in evaluated/."""
     log: tuple[str, ...] = ("csv", "tensorboard")
     """loggers: csv, tensorboard, wandb, mlflow."""
     probes: tuple[str, ...] = ()

@@ -5,25 +5,17 @@ how it was made; OGBench's also have `NAME-val.npz`.
 """
 
 import difflib
-import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from trimtab.core import RunError, UsageError
-from trimtab.data import collect_ogbench
+from trimtab.data import collect_ogbench, minari_store
+from trimtab.data.write import save_npz, save_record, versions
 from trimtab.envs import ogbench, two_route
 
 FOLDER = Path("data")
 """Where data sets are written and looked for by name."""
-
-_VERSIONED = ("trimtab", "numpy", "jax", "mujoco", "gymnasium", "ogbench")
 
 Tick = Callable[[str, int, int], None]
 """(what is being collected, episodes done, of how many)."""
@@ -73,35 +65,10 @@ def make(
         "seed": seed,
         "episodes": counts,
         "rows": {part: len(arrays["actions"]) for part, arrays in parts.items()},
-        "versions": {package: _version(package) for package in _VERSIONED},
+        "versions": versions(),
     }
-    # What describes the data set comes last: where it lies, the data set is whole.
-    paths = [_replace(out / f"{part}.npz", partial(_save, arrays=arrays)) for part, arrays in parts.items()]
-    text = json.dumps(record, indent=2) + "\n"
-    return [*paths, _replace(out / f"{name}.json", lambda file: file.write(text.encode()))]
-
-
-def _save(file: Any, arrays: dict[str, np.ndarray]) -> None:
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}; make room, or choose another --out") from error
-    return path
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    paths = [save_npz(out / f"{part}.npz", arrays) for part, arrays in parts.items()]
+    return [*paths, save_record(out / f"{name}.npz", record)]
 
 
 def _nearest(name: str) -> str:
@@ -109,20 +76,28 @@ def _nearest(name: str) -> str:
 
 
 def locate(dataset: str | Path) -> Path:
-    """The path of a data set, given as a path or by its name in `data/`; absolute.
+    """The path of a data set, given as a path, by its name in `data/`, or by its id in Minari's store; absolute.
 
     A name of one of OGBench's tasks stands for the data set of that task. Raises `UsageError` with the command that
-    makes a data set which is not there.
+    makes or fetches a data set which is not there.
     """
     path = Path(dataset)
-    if path.exists() or path.suffix or len(path.parts) != 1:
+    if path.exists() or path.suffix or path.is_absolute():
         return path.resolve()
-    name = ogbench.dataset_of(path.name) if ogbench.is_task(path.name) else path.name
-    file = FOLDER / f"{name}.npz"
-    if file.exists():
-        return file.resolve()
+    name = ogbench.dataset_of(path.name) if ogbench.is_task(path.name) else path.as_posix()
+    places = [FOLDER / f"{name}.npz", FOLDER / f"{name}.hdf5", FOLDER / name]
+    places += [minari_store.folder() / name] if minari_store.ID.fullmatch(name) else []
+    for place in places:
+        if place.is_file() or minari_store.is_dataset(place) or any(place.glob("*.npy")):
+            return place.resolve()
     if name in names():
         raise UsageError(f"the data set {name} is not in {FOLDER}/: make it with `trimtab data make {name}`")
+    if "/" in name and minari_store.ID.fullmatch(name):
+        raise UsageError(
+            f"the data set {name} is neither in {FOLDER}/ nor in Minari's store ({minari_store.folder()}): "
+            f"fetch it with `minari download {name}`, or make one of `trimtab list datasets`, such as "
+            f"{_nearest(name)!r}"
+        )
     raise UsageError(
         f"no data set {str(dataset)!r}: give a path, or one of the names of `trimtab list datasets`, "
         f"such as {_nearest(name)!r}"

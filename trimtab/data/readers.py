@@ -1,7 +1,9 @@
 """Readers of data sets on disk, all into the same `Transition` arrays."""
 
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,20 @@ import numpy as np
 
 from trimtab.batches import Recorded, Transition
 from trimtab.core import Spec, UsageError
+from trimtab.data import hdf5, minari_store
 from trimtab.envs import ogbench
 
-_NEEDED = ("observations", "actions", "rewards", "terminals")
+NEEDED = ("observations", "actions", "rewards", "terminals")
+"""Arrays that every data set holds; OGBench's have states in place of rewards."""
+
 _OPTIONAL = ("next_observations", "timeouts", "truncations")
 _STATES = ("qpos", "qvel", "button_states")
+_KNOWN = NEEDED + _OPTIONAL + _STATES
 _RANKS = {"observations": 2, "actions": 2, "next_observations": 2, "qpos": 2, "qvel": 2, "button_states": 2}
 """Axes of an array; those not named have one."""
+
+BLOCK = 2**16
+"""Rows looked at together: what is checked may be larger than memory."""
 
 
 def read_dataset(path: str | Path) -> tuple[Transition, Spec]:
@@ -24,18 +33,20 @@ def read_dataset(path: str | Path) -> tuple[Transition, Spec]:
     return recorded.transition, spec
 
 
-def read_recorded(path: str | Path, task: str | None = None) -> tuple[Recorded, Spec]:
+def read_recorded(path: str | Path, task: str | None = None, fraction: float = 1.0) -> tuple[Recorded, Spec]:
     """A data set of float32 arrays with the ends of its episodes, and the `Spec` it implies; actions must be in
     [-1, 1].
 
-    `path` is an `.npz` file or a folder of `.npy` files with D4RL's names: `observations` (n, obs), `actions` (n, act),
-    `rewards` (n,), `terminals` (n,) 1 where the environment itself ended the episode, and either `next_observations`
-    (n, obs) or `timeouts` (n,) 1 where it was cut. Without `next_observations` the next row's observation is taken and
-    the last row of each episode that was cut is dropped, as its true next observation is not known. With
-    `next_observations` and no `timeouts`, an episode ends where the next row begins at another observation.
+    `path` is an `.npz` file, an `.hdf5` file or a folder of `.npy` files with D4RL's names: `observations` (n, obs),
+    `actions` (n, act), `rewards` (n,), `terminals` (n,) 1 where the environment itself ended the episode, and either
+    `next_observations` (n, obs) or `timeouts` (n,) 1 where it was cut. Without `next_observations` the next row's
+    observation is taken and the last row of each episode that was cut is dropped, as its true next observation is not
+    known. With `next_observations` and no `timeouts`, an episode ends where the next row begins at another observation.
+    Or it is a folder of Minari's store, whose actions are scaled from the bounds of its action space.
 
     A file of OGBench (`qpos`, no `rewards`, `terminals` on the last row of each trajectory) is read as OGBench reads
     it: that last row is dropped, and rewards and discounts are those of `task`, one of its names with `-singletask`.
+    With `fraction` below 1 only that share of the rows is kept: see `subset`.
     Raises `UsageError` naming the array and the index of the first bad number.
     """
     path = Path(path)
@@ -44,43 +55,97 @@ def read_recorded(path: str | Path, task: str | None = None) -> tuple[Recorded, 
         if task is None or not ogbench.is_task(task):
             raise UsageError(f"{path} holds no rewards: name a task with --env, such as {_example(path)}")
         arrays = _of_ogbench(arrays, task)
-    return _transitions(path, arrays)
+    recorded, spec = _transitions(path, arrays)
+    return (recorded if fraction == 1.0 else subset(recorded, fraction)), spec
+
+
+def subset(recorded: Recorded, fraction: float, seed: int = 0) -> Recorded:
+    """`fraction` of the rows (at least one), drawn uniformly without replacement and kept in their order.
+
+    Two rows that followed one another still do; where rows between were left out, the one before is the last of its
+    episode, so that no window and no next action reaches across. Raises `UsageError` for a share outside (0, 1].
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise UsageError(f"fraction must be above 0 and at most 1, got {fraction}")
+    last = np.asarray(recorded.last)
+    count = max(1, round(fraction * len(last)))
+    rows = np.sort(np.random.default_rng(seed).choice(len(last), count, replace=False))
+    kept = jax.tree.map(lambda x: x[rows], recorded.transition)
+    return Recorded(kept, jnp.asarray(last[rows] | np.append(np.diff(rows) != 1, True)))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a data set on disk, checked: numbers only, all finite, as many rows in each, actions in [-1, 1].
 
-    Raises `UsageError` naming the array and the index of the first bad number.
+    The parts of an observation that is a dict are named `observations/PART`. Raises `UsageError` naming the array and
+    the index of the first bad number.
     """
     arrays = _load(path)
-    if "rewards" in arrays:  # then nobody needs what OGBench's rewards are made of
-        arrays = {name: array for name, array in arrays.items() if name in _NEEDED + _OPTIONAL}
-    needed = [name for name in _NEEDED if name != "rewards" or "qpos" not in arrays]
-    missing = [name for name in needed if name not in arrays]
+    check(path, arrays)
+    return arrays
+
+
+def check(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raises `UsageError` naming the array and the index of what is wrong in `arrays`, which were read from `path`.
+
+    Arrays nobody needs are removed from the dict.
+    """
+    roots = {_root(name) for name in arrays}
+    if "rewards" in roots:  # then nobody needs what OGBench's rewards are made of
+        for name in [name for name in arrays if _root(name) in _STATES]:
+            del arrays[name]
+    needed = [name for name in NEEDED if name != "rewards" or "qpos" not in roots]
+    missing = [name for name in needed if name not in roots]
     if missing:
         raise UsageError(f"{path} lacks the array {missing[0]!r}: it needs {', '.join(needed)}")
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
-            raise UsageError(f"{path}: {name} holds {array.dtype}, not numbers")
-        rank = _RANKS.get(name, 1)
+            raise UsageError(f"{path}: {name} holds {_kind(array)}, not numbers")
+        rank = _RANKS.get(_root(name), 1)
         if array.ndim != rank or 0 in array.shape[1:]:
             raise UsageError(
                 f"{path}: {name} has shape {array.shape}, expected {rank} {'axis' if rank == 1 else 'axes'}"
             )
-    n = len(arrays["observations"])
+    first = next(name for name in arrays if _root(name) == "observations")
+    n = len(arrays[first])
     for name, array in arrays.items():
         if len(array) != n:
-            raise UsageError(f"{path}: {name} has {len(array)} rows, observations has {n}")
-        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is what we look for
-            wrong = np.argwhere(~np.isfinite(array.astype(np.float32)))
-        if len(wrong):
-            raise UsageError(f"{path}: {name}{wrong[0].tolist()} is {array[tuple(wrong[0])]}: remove or mend that row")
+            raise UsageError(f"{path}: {name} has {len(array)} rows, {first} has {n}")
+        wrong = _first(array, _not_finite)
+        if wrong:
+            raise UsageError(f"{path}: {name}{list(wrong)} is {array[wrong]}: remove or mend that row")
     if n == 0:
         raise UsageError(f"{path} holds no transitions")
-    outside = np.argwhere(np.abs(arrays["actions"]) > 1.0 + 1e-6)
-    if len(outside):
-        raise UsageError(f"{path}: actions{outside[0].tolist()} is outside [-1, 1]: divide by the action bound")
-    return arrays
+    outside = _first(arrays["actions"], lambda x: np.abs(x) > 1.0 + 1e-6)
+    if outside:
+        raise UsageError(f"{path}: actions{list(outside)} is outside [-1, 1]: divide by the action bound")
+
+
+def _root(name: str) -> str:
+    return name.split("/")[0]
+
+
+def _kind(array: np.ndarray) -> str:
+    """What an array without numbers holds, as a user would say it."""
+    return (
+        "strings"
+        if array.dtype.kind in "SUO" and all(isinstance(x, str | bytes) for x in array.flat)
+        else str(array.dtype)
+    )
+
+
+def _not_finite(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is what we look for
+        return ~np.isfinite(x.astype(np.float32))
+
+
+def _first(array: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> tuple[int, ...]:
+    """The index of the first entry for which `wrong` holds, empty without one. Looks at a block of rows at a time."""
+    for start in range(0, len(array), BLOCK):
+        found = np.argwhere(wrong(array[start : start + BLOCK]))
+        if len(found):
+            return (int(found[0][0]) + start, *(int(i) for i in found[0][1:]))
+    return ()
 
 
 def _example(path: Path) -> str:
@@ -109,47 +174,82 @@ def _of_ogbench(arrays: dict[str, np.ndarray], task: str) -> dict[str, np.ndarra
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
-        raise UsageError(f"no data set at {path}: give an .npz file or a folder of .npy files")
-    known = _NEEDED + _OPTIONAL + _STATES
+        raise UsageError(f"no data set at {path}: give an .npz or .hdf5 file, or a folder of .npy files")
+    if minari_store.is_dataset(path):
+        return minari_store.read(path)
+    if path.suffix in hdf5.SUFFIXES:
+        return hdf5.read(path, _KNOWN)
     try:
         if path.is_dir():
-            return {name: np.load(path / f"{name}.npy") for name in known if (path / f"{name}.npy").exists()}
+            return {name: np.load(file) for name, file in npy_files(path).items()}
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise UsageError(f"{path} is a single array: give the folder it is in, or an .npz file")
-            return {name: file[name] for name in known if name in file.files}
+            return {name: file[name] for name in file.files if _root(name) in _KNOWN}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read the data set {path}: {error}") from error
 
 
+def npy_files(folder: Path) -> dict[str, Path]:
+    """The arrays of a folder of `.npy` files, by name; the parts of a dict of observations are in a folder below."""
+    found = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.npy"))}
+    return {name: file for name, file in found.items() if _root(name) in _KNOWN}
+
+
+def tree(arrays: Mapping[str, np.ndarray], name: str) -> Any:
+    """The array `name`, or the dict of its parts `name/PART`."""
+    if name in arrays:
+        return arrays[name]
+    found: dict[str, Any] = {}
+    for key, array in arrays.items():
+        if not key.startswith(f"{name}/"):
+            continue
+        *inner, leaf = key.split("/")[1:]
+        place = found
+        for part in inner:
+            place = place.setdefault(part, {})
+        place[leaf] = array
+    return found
+
+
+def spec_of(arrays: Mapping[str, np.ndarray]) -> Spec:
+    """The `Spec` that the shapes of a data set imply."""
+    act = arrays["actions"].shape[1]
+    obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], jnp.float32), tree(arrays, "observations"))
+    return Spec(obs, act, False, (-1.0,) * act, (1.0,) * act)
+
+
 def _transitions(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Recorded, Spec]:
-    obs, terminals = arrays["observations"].astype(np.float32), arrays["terminals"].astype(bool)
+    obs = jax.tree.map(lambda x: x.astype(np.float32), tree(arrays, "observations"))
+    terminals = arrays["terminals"].astype(bool)
     cut = arrays.get("timeouts", arrays.get("truncations"))
-    if "next_observations" in arrays:
-        next_obs, keep = arrays["next_observations"].astype(np.float32), np.ones(len(obs), bool)
-        if next_obs.shape != obs.shape:
-            raise UsageError(f"{path}: next_observations has shape {next_obs.shape}, observations {obs.shape}")
+    next_obs = jax.tree.map(lambda x: x.astype(np.float32), tree(arrays, "next_observations"))
+    if jax.tree.leaves(next_obs):
+        keep = np.ones(len(terminals), bool)
+        shapes = lambda x: jax.tree.map(np.shape, x)
+        if shapes(next_obs) != shapes(obs):
+            raise UsageError(f"{path}: next_observations has shape {shapes(next_obs)}, observations {shapes(obs)}")
         if cut is None:
-            cut = np.append((next_obs[:-1] != obs[1:]).any(1), True)
+            pairs = zip(jax.tree.leaves(obs), jax.tree.leaves(next_obs), strict=True)
+            cut = np.append(np.any([(after[:-1] != now[1:]).any(1) for now, after in pairs], axis=0), True)
     else:
         if cut is None:
             raise UsageError(f"{path} needs next_observations, or timeouts to tell where episodes were cut")
-        next_obs = np.concatenate([obs[1:], obs[-1:]])
+        next_obs = jax.tree.map(lambda x: np.concatenate([x[1:], x[-1:]]), obs)
         keep = terminals | ~cut.astype(bool)
         keep[-1] = terminals[-1]
         if not keep.any():
             raise UsageError(f"{path} holds no transitions whose next observation is known: give next_observations")
+    kept = lambda x: jax.tree.map(lambda x: jnp.asarray(x[keep]), x)
     data = Transition(
-        obs=jnp.asarray(obs[keep]),
-        action=jnp.asarray(np.clip(arrays["actions"], -1.0, 1.0).astype(np.float32)[keep]),
-        reward=jnp.asarray(arrays["rewards"].astype(np.float32)[keep]),
-        discount=jnp.asarray(1.0 - terminals.astype(np.float32)[keep]),
-        next_obs=jnp.asarray(next_obs[keep]),
+        obs=kept(obs),
+        action=kept(np.clip(arrays["actions"], -1.0, 1.0).astype(np.float32)),
+        reward=kept(arrays["rewards"].astype(np.float32)),
+        discount=kept(1.0 - terminals.astype(np.float32)),
+        next_obs=kept(next_obs),
     )
     # Where a row was dropped, the one before it is the last of its episode.
     follows = np.append(keep[1:], False)
     last = (terminals | cut.astype(bool) | ~follows)[keep]
-    act = arrays["actions"].shape[1]
-    spec = Spec(jax.ShapeDtypeStruct(obs.shape[1:], jnp.float32), act, False, (-1.0,) * act, (1.0,) * act)
-    return Recorded(data, jnp.asarray(last)), spec
+    return Recorded(data, jnp.asarray(last)), spec_of(arrays)

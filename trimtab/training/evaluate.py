@@ -27,6 +27,12 @@ PARALLEL = 10
 """Environments stepped side by side: one call of the policy serves all."""
 
 
+def normalized_score(mean: float, references: tuple[float, float]) -> float:
+    """0 at the return of the random policy, 100 at the expert's; `references` are those two returns."""
+    random, expert = references
+    return 100.0 * (mean - random) / (expert - random)
+
+
 class GymEvaluator:
     """Evaluates policies on Gymnasium environments, which it makes once and keeps."""
 

@@ -21,6 +21,7 @@ from trimtab.run.folder import Run
 from trimtab.run.logging import Progress
 from trimtab.training import checkpoint
 from trimtab.training.compile import Totals, act, all_finite, chunk, chunk_seeds, no_totals, prefill, prefill_seeds
+from trimtab.training.evaluate import normalized_score
 
 Evaluate = Callable[[AbstractPolicy, int], list[dict[str, float]]]
 """(policy, episodes) -> one dict an episode with return, length, success."""
@@ -56,6 +57,10 @@ class Schedule:
     eval_every: int = 10_000
     checkpoint_every: int = 10_000
     eval_episodes: int = 10
+    keep_evaluated: bool = False
+    """whether the agent of each evaluation is kept, in `evaluated/step_N/`."""
+    references: tuple[float, float] | None = None
+    """returns of a random and of an expert policy: evaluations are also logged as normalised scores."""
 
 
 @dataclass
@@ -359,6 +364,10 @@ class _Loop:
             }
             if np.isfinite(successes).any():
                 metrics["eval/success_rate"] = float(np.nanmean(successes))
+            if self.schedule.references is not None:
+                metrics["eval/normalized_score"] = normalized_score(float(returns.mean()), self.schedule.references)
+            if self.schedule.keep_evaluated:
+                checkpoint.save(run.path / "evaluated" / f"step_{t.step}", {"agent": agent}, {}, {"step": t.step})
             run.log(t.step, metrics | self._probe(agent, i))
             name = run.path.name if len(self.runs) > 1 else ""
             self.progress.evaluated(t.step, returns.mean(), returns.std(), name)
