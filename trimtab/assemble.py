@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from trimtab.agents import AGENTS, config_class
-from trimtab.batches import Recorded, Transition
+from trimtab.agents import AGENTS, batch_class, config_class
+from trimtab.batches import Chunk, Recorded, Sarsa, Transition
 from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError
 from trimtab.data import windows
 from trimtab.data.readers import read_recorded
@@ -83,9 +83,41 @@ def _agent_config(record: dict[str, Any]) -> Any:
     return kind(**values)
 
 
-def chunk_of(config: Any) -> int | None:
-    """The number of steps that an agent plans at once and learns from: its config's field `chunk`, None without one."""
-    return config.chunk if _has(config, "chunk") else None
+@dataclass(frozen=True)
+class Reading:
+    """How an agent's batches are drawn, by the annotation of its `update`: see `trimtab.batches`."""
+
+    chunk: int | None
+    """steps of a `Chunk`, its config's field of that name; None for other batches."""
+    next_action: bool
+    """whether the batch is a `Sarsa`."""
+
+    @classmethod
+    def of(cls, agent: str, config: Any) -> "Reading":
+        """What the agent of that name learns from."""
+        kind = batch_class(agent_class(agent))
+        return cls(config.chunk if kind is Chunk else None, kind is Sarsa)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether rows must say where their episodes ended."""
+        return self.chunk is not None or self.next_action
+
+
+def moments(obs: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation of each observation entry over the rows of a data set, block by block."""
+
+    def mean(x: np.ndarray, fn: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        blocks = range(0, len(x), 2**16)
+        return np.sum([fn(x[i : i + 2**16].astype(np.float64)).sum(0) for i in blocks], axis=0) / len(x)
+
+    def both(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first = mean(x, lambda rows: rows)
+        return first.astype(np.float32), np.sqrt(mean(x, lambda rows: np.square(rows - first))).astype(np.float32)
+
+    leaves, structure = jax.tree.flatten(obs)
+    means, stds = zip(*(both(np.asarray(leaf)) for leaf in leaves), strict=True)
+    return jax.tree.unflatten(structure, means), jax.tree.unflatten(structure, stds)
 
 
 def in_phase(agent: AbstractAgent, phase: str) -> AbstractAgent:
@@ -156,17 +188,20 @@ class Setup:
         world = None if env is None else find(env)
         dataset = None
         config = _agent_config(record)
+        if not _has(config, "buffer_size") and (record["dataset"] is None or record["online_steps"]):
+            raise UsageError(f"{record['agent']} learns from a data set only: give --dataset, without --online-steps")
         if record["dataset"] is not None:
             task, fraction = None if world is None else world.name, record.get("dataset_fraction", 1.0)
             recorded, spec = read_recorded(record["dataset"], task, fraction)
-            dataset, chunk = recorded.transition, chunk_of(config)
-            if chunk is not None:
-                dataset = recorded
-                if windows.longest(np.asarray(recorded.last)) < chunk:
-                    raise UsageError(f"{record['dataset']} has no {chunk} steps of one episode: use a smaller chunk")
+            reading = Reading.of(record["agent"], config)
+            dataset, chunk = recorded if reading.recorded else recorded.transition, reading.chunk
+            if chunk is not None and windows.longest(np.asarray(recorded.last)) < chunk:
+                raise UsageError(f"{record['dataset']} has no {chunk} steps of one episode: use a smaller chunk")
             if world is not None:
                 check_fit(spec, world)
                 spec = world.spec
+            mean, std = moments(recorded.transition.obs)
+            spec = replace(spec, obs_mean=mean, obs_std=std)
         else:
             spec = world.spec if world is not None else spec_from_json(record["spec"])
         return cls(record, world, dataset, spec, config)
@@ -197,7 +232,8 @@ class Setup:
         config, world = self.config, self.world
         if config.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
-        chunk, num_envs = chunk_of(config), self.record["num_envs"]
+        reading, num_envs = Reading.of(self.record["agent"], config), self.record["num_envs"]
+        chunk = reading.chunk
         if chunk is not None and chunk < 1:
             raise UsageError(f"chunk must be at least 1, got {chunk}")
         if phase == "offline":
@@ -209,9 +245,11 @@ class Setup:
             if self.record["updates_per_step"] != 1.0:
                 raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
             sizes = (num_envs, config.buffer_size, config.batch_size)
-            return WorldSource.create(world.own, *sizes, self.dataset, chunk=chunk)
+            return WorldSource.create(world.own, *sizes, self.dataset, chunk=chunk, next_action=reading.next_action)
         sizes = (config.buffer_size, config.batch_size)
-        return ReplaySource.create(self.spec, *sizes, self.dataset, chunk=chunk, num_envs=num_envs)
+        return ReplaySource.create(
+            self.spec, *sizes, self.dataset, chunk=chunk, next_action=reading.next_action, num_envs=num_envs
+        )
 
     def schedule(self, phase: str) -> Schedule:
         """When things happen in a phase."""
@@ -339,7 +377,7 @@ def _failures(failed: dict[int, str], runs: list[Run], seeds: list[int]) -> str:
 
 def _collector(setup: Setup, seed: int) -> Collector:
     assert setup.world is not None and setup.world.make is not None
-    make, recorded = setup.world.make, chunk_of(setup.config) is not None
+    make, recorded = setup.world.make, Reading.of(setup.record["agent"], setup.config).recorded
     return Collector(lambda: make(None), setup.record["num_envs"], setup.world.spec, seed, recorded=recorded)
 
 

@@ -38,6 +38,25 @@ class Recorded(eqx.Module):
     last: Bool[AnyArray, " b"]
 
 
+class Sarsa(eqx.Module):
+    """One step of experience and the action that was taken after it, where the data knows one.
+
+    The next row of the data is the next action's only within an episode: where the episode ended, terminated or cut,
+    and at the last row that was recorded, `next_valid` is 0 and `next_action` belongs to another episode.
+    """
+
+    obs: PyTree[Float[AnyArray, "b ..."]]
+    action: AnyArray
+    """(b, action_size) in [-1, 1], or (b,) int32 indices."""
+    reward: Float[AnyArray, " b"]
+    discount: Float[AnyArray, " b"]
+    next_obs: PyTree[Float[AnyArray, "b ..."]]
+    next_action: AnyArray
+    """what was done in `next_obs`, shaped like `action`."""
+    next_valid: Float[AnyArray, " b"]
+    """1 where `next_action` is the data's action in `next_obs`, else 0."""
+
+
 class Chunk(eqx.Module):
     """Windows of `h` successive steps: what an agent that plans `h` actions at once learns from.
 

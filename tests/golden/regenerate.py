@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from trimtab.agents import AGENTS, config_class
-from trimtab.batches import Chunk, Transition
+from trimtab.agents import AGENTS, batch_class, config_class
+from trimtab.batches import Chunk, Sarsa, Transition
 from trimtab.core import Spec
 
 HERE = Path(__file__).parent
@@ -48,19 +48,30 @@ def windows(key: jax.Array, h: int) -> Chunk:
     return Chunk(obs=rows[0].obs, next_obs=rows[-1].next_obs, valid=valid, **named)
 
 
+def with_next(key: jax.Array) -> Sarsa:
+    """`stream` with next actions that hang together with the next observations; every fourth row has none."""
+    rows = stream(key)
+    action = jnp.tanh(rows.next_obs[:, :2] + 0.3 * jr.normal(jr.fold_in(key, 4), (32, 2)))
+    known = jnp.ones(32).at[::4].set(0.0)
+    return Sarsa(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, action, known)
+
+
 def losses(name: str) -> dict[str, list[float | None]]:
     """Every loss and mean of `UPDATES` updates; None where it is not computed. Independent of any recorded file."""
     spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
     kind = config_class(AGENTS[name])
     known = {field: value for field, value in OVERRIDES.items() if field in kind.__dataclass_fields__}
     config = kind(**known)
-    h = config.chunk if "chunk" in kind.__dataclass_fields__ else None
+    reads = batch_class(AGENTS[name])
     agent = AGENTS[name].create(jr.key(0), spec, config)
     update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
     history: dict[str, list[float | None]] = {}
     for step in range(UPDATES):
         k_batch, k_update = jr.split(jr.fold_in(jr.key(1), step))
-        batch = stream(k_batch) if h is None else windows(k_batch, h)
+        if reads is Chunk:
+            batch = windows(k_batch, config.chunk)
+        else:
+            batch = with_next(k_batch) if reads is Sarsa else stream(k_batch)
         agent, metrics = update(agent, batch, k_update)
         for metric, value in jax.device_get(metrics).items():
             if not metric.endswith("_grad_norm"):

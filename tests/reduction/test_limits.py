@@ -13,10 +13,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from trimtab.agents import AGENTS, config_class, ddpg, iql, sac, td3
+from trimtab.agents import AGENTS, bc, config_class, cql, ddpg, iql, sac, td3, td3_bc
 
 RATE, TAU = 1e-2, 0.1
-BOOTSTRAPPING = ("ddpg", "iql", "sac", "td3")
+BOOTSTRAPPING = ("ddpg", "iql", "sac", "td3", "td3-bc")
 """Agents whose only use of `next_obs` is a bootstrap."""
 
 update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
@@ -104,6 +104,60 @@ def test_sac_without_temperature_has_no_entropy_in_its_losses(spec, batch, getke
     np.testing.assert_allclose(metrics["actor_loss"], -q.mean(), rtol=1e-5)
     # At alpha = 1 the entropy is there.
     assert abs(update(other, batch, key)[1]["critic_loss"] - metrics["critic_loss"]) > 1e-2
+
+
+def test_cql_without_its_penalty_has_the_critic_of_sac(spec, make_batch, getkey):
+    soft = sac.SAC.create(getkey(), spec, sac.Config(learning_rate=RATE, hidden=(8,), tau=TAU))
+    config = cql.Config(
+        cql_alpha=0.0,
+        max_target_backup=False,
+        backup_entropy=True,
+        actor_lr=RATE,
+        critic_lr=RATE,
+        tau=TAU,
+        hidden=(8,),
+    )
+    careful = cql.CQL.create(getkey(), spec, config)
+    careful = replace(careful, actor=soft.actor, critic=soft.critic, target=soft.target)
+    for _ in range(3):
+        batch, key = make_batch(spec, getkey()), getkey()
+        soft, m = update(soft, batch, key)
+        careful, n = update(careful, batch, key)
+        for name in m:
+            np.testing.assert_allclose(n[name], m[name], rtol=1e-5, atol=1e-7, err_msg=name)
+        assert n["critic_gap"] != 0.0
+    assert_close((careful.actor, careful.critic, careful.target), (soft.actor, soft.critic, soft.target), rtol=1e-4)
+    # With the penalty the loss is another.
+    harsh = replace(careful, config=replace(config, cql_alpha=1.0, target_entropy=careful.config.target_entropy))
+    assert abs(update(harsh, batch, key)[1]["critic_loss"] - update(careful, batch, key)[1]["critic_loss"]) > 1e-2
+
+
+def test_td3_bc_without_values_is_deterministic_cloning(spec, batch, getkey):
+    key = getkey()
+    both = td3_bc.TD3BC.create(
+        getkey(), spec, td3_bc.Config(alpha=0.0, learning_rate=RATE, hidden=(8,), policy_delay=1)
+    )
+    clone = bc.BC.create(getkey(), spec, bc.Config(policy="deterministic", learning_rate=RATE, hidden=(8,)))
+    clone = replace(clone, actor=replace(both.actor, inputs=None))  # no data set: the moments are the identity
+    for _ in range(3):
+        both, m = update(both, batch, key)
+        clone, n = update(clone, batch, key)
+        np.testing.assert_allclose(m["actor_loss"], n["actor_loss"], rtol=1e-6)
+    assert_close(both.actor.net, clone.actor.net, rtol=1e-5, atol=1e-7)
+
+
+def test_td3_bc_without_cloning_is_td3(spec, batch, getkey):
+    # At alpha = 1e6 the error is nothing beside the values, and Adam does not see the scale of a loss.
+    shared = dict(learning_rate=RATE, hidden=(8,), policy_delay=1)
+    plain = td3.TD3.create(getkey(), spec, td3.Config(**shared))
+    both = td3_bc.TD3BC.create(getkey(), spec, td3_bc.Config(alpha=1e6, normalize_obs=False, **shared))
+    nets = ("actor", "critic", "target_actor", "target_critic")
+    both = replace(both, **{name: getattr(plain, name) for name in nets})
+    key = getkey()
+    plain, m = update(plain, batch, key)
+    both, n = update(both, batch, key)
+    assert m["critic_loss"] == n["critic_loss"]
+    assert_close([getattr(both, name) for name in nets], [getattr(plain, name) for name in nets], rtol=1e-2, atol=1e-4)
 
 
 def test_iql_at_expectile_half_regresses_v_on_half_the_mean_square(spec, batch, getkey):

@@ -1,24 +1,36 @@
 """One file a method. A new agent is one file and one line here."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
+from trimtab.agents.bc import BC as BC
+from trimtab.agents.cql import CQL as CQL
 from trimtab.agents.ddpg import DDPG as DDPG
 from trimtab.agents.iql import IQL as IQL
 from trimtab.agents.sac import SAC as SAC
 from trimtab.agents.sac_flow import SACFlow as SACFlow
 from trimtab.agents.sac_flow_chunked import SACFlowChunked as SACFlowChunked
 from trimtab.agents.td3 import TD3 as TD3
+from trimtab.agents.td3_bc import TD3BC as TD3BC
+from trimtab.batches import Transition
 from trimtab.core import AbstractAgent
 
 AGENTS: dict[str, type[AbstractAgent]] = {
+    "bc": BC,
+    "cql": CQL,
     "ddpg": DDPG,
     "iql": IQL,
     "sac": SAC,
     "sac-flow": SACFlow,
     "sac-flow-chunked": SACFlowChunked,
     "td3": TD3,
+    "td3-bc": TD3BC,
 }
 """Every agent by its command-line name."""
+
+
+def batch_class(agent: type[AbstractAgent]) -> Any:
+    """What an agent class learns from: the annotation of `update`'s batch (`Transition`, `Sarsa` or `Chunk`)."""
+    return get_type_hints(agent.update).get("batch", Transition)
 
 
 def config_class(agent: type[AbstractAgent]) -> type[Any]:

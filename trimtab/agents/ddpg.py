@@ -43,7 +43,9 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of actor and critic."""
     critic_norm: str | None = None
-    """"layer" puts LayerNorm before each activation of the critic."""
+    """LayerNorm in the critics: "layer" before each activation, "layer_after" behind it."""
+    norm_layers: tuple[int, ...] | None = None
+    """hidden layers that have it, counted from 0; None is all."""
     batch_size: int = 256
     """transitions in one update."""
     buffer_size: int = 1_000_000
@@ -69,7 +71,9 @@ class DDPG(AbstractAgent):
         require_continuous(spec, "ddpg")
         k_actor, k_critic = jr.split(key)
         actor = Deterministic.create(spec, config.hidden, k_actor)
-        critic = Critic.create(spec, config.hidden, 1, k_critic, norm=config.critic_norm)
+        critic = Critic.create(
+            spec, config.hidden, 1, k_critic, norm=config.critic_norm, norm_layers=config.norm_layers
+        )
         tx = optax.adam(config.learning_rate)
         nets: dict[str, Any] = dict(actor=actor, critic=critic)
         return cls(

@@ -46,7 +46,9 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of all networks."""
     critic_norm: str | None = None
-    """"layer" puts LayerNorm before each activation of the critics."""
+    """LayerNorm in the critics: "layer" before each activation, "layer_after" behind it."""
+    norm_layers: tuple[int, ...] | None = None
+    """hidden layers that have it, counted from 0; None is all."""
     batch_size: int = 256
     """transitions in one update."""
     buffer_size: int = 1_000_000
@@ -73,7 +75,9 @@ class IQL(AbstractAgent):
         k_actor, k_critic, k_value = jr.split(key, 3)
         nets: dict[str, Any] = dict(
             actor=Gaussian.create(spec, config.hidden, k_actor),
-            critic=Critic.create(spec, config.hidden, 2, k_critic, norm=config.critic_norm),
+            critic=Critic.create(
+                spec, config.hidden, 2, k_critic, norm=config.critic_norm, norm_layers=config.norm_layers
+            ),
             value=Value.create(spec, config.hidden, k_value),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}

@@ -48,7 +48,9 @@ class Config:
     critic_members: int = 2
     """number of Q functions; the least one is used."""
     critic_norm: str | None = None
-    """"layer" puts LayerNorm before each activation of the critics."""
+    """LayerNorm in the critics: "layer" before each activation, "layer_after" behind it."""
+    norm_layers: tuple[int, ...] | None = None
+    """hidden layers that have it, counted from 0; None is all."""
     batch_size: int = 256
     """transitions in one update."""
     buffer_size: int = 1_000_000
@@ -77,7 +79,14 @@ class SAC(AbstractAgent):
         k_actor, k_critic = jr.split(key)
         nets: dict[str, Any] = dict(
             actor=TanhGaussian.create(spec, config.hidden, k_actor),
-            critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, norm=config.critic_norm),
+            critic=Critic.create(
+                spec,
+                config.hidden,
+                config.critic_members,
+                k_critic,
+                norm=config.critic_norm,
+                norm_layers=config.norm_layers,
+            ),
             log_alpha=jnp.log(jnp.float32(config.init_ent_coef)),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}

@@ -195,6 +195,7 @@ class SACFlowChunked(AbstractAgent):
         return (steps * batch.valid).mean(), {}
 
     def _actor_loss(self, actor: FlowPolicy, batch: Chunk, action: Float[Array, "b plan"], key: PRNGKeyArray):
+        assert isinstance(actor.noise, ConstStd)  # create() gave it
         noisier = replace(actor, noise=replace(actor.noise, std=self.config.actor_std))
         sample = noisier.sample(batch.obs, key)
         steps = jnp.square(sample.action - action).reshape(*batch.valid.shape, -1).mean(-1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trimtab.batches import Chunk, Recorded, Transition
+from trimtab.batches import Chunk, Recorded, Sarsa, Transition
 from trimtab.core import AbstractEnv, AbstractPolicy, Spec
 from trimtab.data import windows
 from trimtab.data.buffer import Buffer
@@ -57,10 +57,10 @@ def _transition(spec: Spec) -> Transition:
     return jax.tree.map(lambda x: x[0], Transition(row[0], row[1], row[2], row[2], row[0]))
 
 
-def _template(spec: Spec, chunk: int | None) -> Transition | Recorded:
-    """One row of a replay buffer: with the end of its episode where windows of `chunk` steps are drawn."""
+def _template(spec: Spec, recorded: bool) -> Transition | Recorded:
+    """One row of a replay buffer: with the end of its episode where batches look at successive rows."""
     row = _transition(spec)
-    if chunk is None:
+    if not recorded:
         return row
     rows = jax.tree.map(lambda x: x[None], row)
     return jax.tree.map(lambda x: x[0], Recorded(rows, jnp.zeros((1,), bool)))
@@ -75,18 +75,34 @@ def _filled(buffer: Buffer, dataset: Transition | Recorded | None, num_envs: int
     return buffer.extend(jax.tree.map(lambda x: x[-buffer.capacity :], dataset))
 
 
-def _sample(buffer: Buffer, key: PRNGKeyArray, n: int, chunk: int | None, num_envs: int) -> Transition | Chunk:
-    """`n` transitions, or windows of `chunk` steps, drawn uniformly with replacement."""
+def _draw(
+    rows: Recorded,
+    key: PRNGKeyArray,
+    n: int,
+    chunk: int | None,
+    oldest: Int[Array, ""],
+    size: Int[Array, ""],
+    num_envs: int = 1,
+) -> Chunk | Sarsa:
+    """`n` windows of `chunk` steps, or transitions with the next action, drawn uniformly with replacement."""
     if chunk is None:
+        return windows.draw_with_next(rows, key, n, oldest, size, num_envs)
+    return windows.draw(rows, key, n, chunk, oldest, size, num_envs)
+
+
+def _sample(buffer: Buffer, key: PRNGKeyArray, n: int, chunk: int | None, num_envs: int) -> Transition | Chunk | Sarsa:
+    """`n` rows, windows or transitions with the next action, drawn uniformly with replacement."""
+    if not isinstance(buffer.rows, Recorded):
         return buffer.sample(key, n)
     oldest = (buffer.head - buffer.size) % buffer.capacity
-    return windows.draw(buffer.rows, key, n, chunk, oldest, buffer.size, num_envs)
+    return _draw(buffer.rows, key, n, chunk, oldest, buffer.size, num_envs)
 
 
 class OfflineSource(AbstractSource):
     """A fixed data set, held on the device. Its state is empty.
 
-    With `chunk`, batches are windows of that many steps (`Chunk`), and `data` says where episodes ended (`Recorded`).
+    Where `data` says where episodes ended (`Recorded`), batches are windows of `chunk` steps (`Chunk`), or without
+    `chunk` transitions with the next action (`Sarsa`).
     """
 
     data: Transition | Recorded
@@ -105,12 +121,11 @@ class OfflineSource(AbstractSource):
         """Nothing to act in."""
         return state
 
-    def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk:
+    def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
         if isinstance(self.data, Recorded):
-            assert self.chunk is not None
             size = jnp.int32(self.data.last.shape[0])
-            return windows.draw(self.data, key, self.batch_size, self.chunk, jnp.int32(0), size)
+            return _draw(self.data, key, self.batch_size, self.chunk, jnp.int32(0), size)
         rows = jr.randint(key, (self.batch_size,), 0, self.data.reward.shape[0])
         return jax.tree.map(lambda x: x[rows], self.data)
 
@@ -126,7 +141,8 @@ class OfflineSource(AbstractSource):
 class ReplaySource(AbstractSource):
     """A replay buffer fed by environments on the host, optionally started from a data set (offline-to-online).
 
-    With `chunk`, batches are windows of that many steps of one environment (`Chunk`), and rows are `Recorded`.
+    With `chunk`, batches are windows of that many steps of one environment (`Chunk`), with `next_action` they are
+    transitions with the next action (`Sarsa`); in both cases rows are `Recorded`.
     """
 
     template: Transition | Recorded
@@ -145,13 +161,15 @@ class ReplaySource(AbstractSource):
         dataset: Transition | Recorded | None = None,
         *,
         chunk: int | None = None,
+        next_action: bool = False,
         num_envs: int = 1,
     ) -> "ReplaySource":
         """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start.
 
-        With `chunk` the data set is `Recorded`, and `num_envs` rows come at once, one an environment.
+        With `chunk` or `next_action` the data set is `Recorded`; `num_envs` rows come at once, one an environment.
         """
-        return cls(_template(spec, chunk), dataset, capacity, batch_size, chunk, num_envs)
+        template = _template(spec, chunk is not None or next_action)
+        return cls(template, dataset, capacity, batch_size, chunk, num_envs)
 
     def init(self, key: PRNGKeyArray) -> Buffer:
         """An empty buffer, or one that starts with the data set's newest rows."""
@@ -165,13 +183,13 @@ class ReplaySource(AbstractSource):
         """Nothing: the environments are on the host."""
         return state
 
-    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk:
+    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
         return _sample(state, key, self.batch_size, self.chunk, self.num_envs)
 
     def cut(self, state: Buffer) -> Buffer:
         """The state whose newest rows end their episodes: what comes next does not go on from them."""
-        if self.chunk is None:
+        if not isinstance(self.template, Recorded):
             return state
         newest = (state.head - 1 - jnp.arange(self.num_envs, dtype=jnp.int32)) % state.capacity
         return eqx.tree_at(lambda buffer: buffer.rows.last, state, state.rows.last.at[newest].set(True))
@@ -204,8 +222,9 @@ class WorldSource(AbstractSource):
     """`num_envs` copies of an own JAX world, stepped inside the compiled loop, with a replay buffer, optionally started
     from a data set (offline-to-online).
 
-    With `chunk`, batches are windows of that many steps of one copy (`Chunk`), rows are `Recorded`, and the explorer
-    may plan up to that many actions at once.
+    With `chunk`, batches are windows of that many steps of one copy (`Chunk`), and the explorer may plan up to that
+    many actions at once; with `next_action` they are transitions with the next action (`Sarsa`). In both cases rows are
+    `Recorded`.
     """
 
     env: AutoReset
@@ -214,6 +233,7 @@ class WorldSource(AbstractSource):
     capacity: int = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
+    next_action: bool = eqx.field(static=True)
 
     @classmethod
     def create(
@@ -225,16 +245,22 @@ class WorldSource(AbstractSource):
         dataset: Transition | Recorded | None = None,
         *,
         chunk: int | None = None,
+        next_action: bool = False,
     ) -> "WorldSource":
-        """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk` the data set is
-        `Recorded`.
+        """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk` or `next_action` the
+        data set is `Recorded`.
         """
-        return cls(AutoReset.create(env), dataset, num_envs, capacity, batch_size, chunk)
+        return cls(AutoReset.create(env), dataset, num_envs, capacity, batch_size, chunk, next_action)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether rows say where their episodes ended."""
+        return self.chunk is not None or self.next_action
 
     def init(self, key: PRNGKeyArray) -> WorldState:
         """Fresh episodes, and a buffer that is empty or starts with the data set's newest rows."""
         worlds, obs = jax.vmap(self.env.reset)(jr.split(key, self.num_envs))
-        buffer = Buffer.create(_template(self.env.spec, self.chunk), self.capacity)
+        buffer = Buffer.create(_template(self.env.spec, self.recorded), self.capacity)
         return WorldState(
             buffer=_filled(buffer, self.dataset, self.num_envs),
             worlds=worlds,
@@ -268,7 +294,7 @@ class WorldSource(AbstractSource):
         # The k-th episode to end takes the k-th slot of the ring; the others aim past its end and are dropped.
         slots = jnp.where(done, (state.finished + jnp.cumsum(done, dtype=jnp.int32) - 1) % RECENT, RECENT)
         return WorldState(
-            buffer=state.buffer.extend(rows if self.chunk is None else Recorded(rows, done)),
+            buffer=state.buffer.extend(Recorded(rows, done) if self.recorded else rows),
             worlds=worlds,
             obs=next_obs,
             episode_return=jnp.where(done, 0.0, total),
@@ -279,7 +305,7 @@ class WorldSource(AbstractSource):
             plan=None if plan is None else plan.cleared(done),
         )
 
-    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk:
+    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
         return _sample(state.buffer, key, self.batch_size, self.chunk, self.num_envs)
 

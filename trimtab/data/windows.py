@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from trimtab.batches import Chunk, Recorded
+from trimtab.batches import Chunk, Recorded, Sarsa
 
 
 def draw(
@@ -31,6 +31,28 @@ def draw(
         discount=data.discount[slots],
         next_obs=jax.tree.map(lambda x: x[slots[:, -1]], data.next_obs),
         valid=valid,
+    )
+
+
+def draw_with_next(
+    rows: Recorded, key: PRNGKeyArray, n: int, oldest: Int[Array, ""], size: Int[Array, ""], stride: int = 1
+) -> Sarsa:
+    """`n` rows, uniform over all in use, each with the action of its successor in the same episode, if there is one.
+
+    `rows`, `oldest`, `size` and `stride` as in `draw`; unlike there, the newest rows are drawn too, without successor.
+    """
+    age = jr.randint(key, (n,), 0, jnp.maximum(size, 1))
+    length = rows.last.shape[0]
+    here, after = (oldest + age) % length, (oldest + age + stride) % length
+    data = jax.tree.map(lambda x: x[here], rows.transition)
+    return Sarsa(
+        obs=data.obs,
+        action=data.action,
+        reward=data.reward,
+        discount=data.discount,
+        next_obs=data.next_obs,
+        next_action=rows.transition.action[after],
+        next_valid=(~rows.last[here] & (age + stride < size)).astype(jnp.float32),
     )
 
 

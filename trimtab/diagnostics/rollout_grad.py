@@ -34,7 +34,8 @@ def rollout_grad_norms(
     """G_0 .. G_{K-1} over the rows of `obs`."""
     start, noise = policy.draw(obs, key)
     rows = lambda nudges: loss(policy.rollout(obs, start, noise, nudges=nudges)[0]).sum()
-    return jnp.linalg.norm(jax.grad(rows)(jnp.zeros_like(noise)), axis=-1).mean(-1)
+    nudges = jnp.zeros((policy.steps, *start.shape))
+    return jnp.linalg.norm(jax.grad(rows)(nudges), axis=-1).mean(-1)
 
 
 def call_grad_norms(

@@ -12,12 +12,15 @@ from trimtab.core import Spec
 from trimtab.nets.batch_norm import BatchRenorm
 from trimtab.nets.linear import Linear
 from trimtab.nets.mlp import MLP, concat
+from trimtab.nets.standardise import Standardise, flatten
 
 
 class Critic(eqx.Module):
     """An ensemble of Q(s, a): obs (b, ...), action (b, act) -> (e, b)."""
 
     mlp: MLP
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
     def create(
@@ -31,13 +34,28 @@ class Critic(eqx.Module):
         norm: str | None = None,
         norm_layers: tuple[int, ...] | None = None,
         init: str = "torch",
+        standardise: bool = False,
     ) -> "Critic":
-        """`members` independent networks of widths `hidden`, held as one batched network; the rest as `MLP.create`."""
+        """`members` independent networks of widths `hidden`, held as one batched network; `standardise` puts the data
+        set's `Standardise` before them; the rest as `MLP.create`.
+        """
         shape: dict[str, Any] = dict(activation=activation, norm=norm, norm_layers=norm_layers, init=init)
-        return cls(MLP.create(spec.obs_size + spec.action_size, hidden, 1, key, members=members, **shape))
+        mlp = MLP.create(spec.obs_size + spec.action_size, hidden, 1, key, members=members, **shape)
+        return cls(mlp, Standardise.create(spec) if standardise else None)
 
     def __call__(self, obs: PyTree[Float[Array, "b ..."]], action: Float[Array, "b act"]) -> Float[Array, "e b"]:
-        return self.mlp(concat(obs, action))[..., 0]
+        return self.mlp(concat(flatten(obs, self.inputs), action))[..., 0]
+
+    def many(self, obs: PyTree[Float[Array, "b ..."]], actions: Float[Array, "n b act"]) -> Float[Array, "e n b"]:
+        """Q of `n` actions for each state, as one batch; the state's share of the first layer is computed once."""
+        flat, first = flatten(obs, self.inputs), self.mlp.layers[0]
+        n, rows, act = actions.shape
+        split = flat.shape[-1]
+        states = Linear(first.weight[:, :split], first.bias)(flat)
+        repeated = Linear(first.weight[:, split:], jnp.zeros_like(first.bias))(actions.reshape(n * rows, act))
+        shape = (states.shape[0], n, rows, states.shape[-1])
+        both = repeated.reshape(shape) + jnp.broadcast_to(states[:, None], shape)
+        return self.mlp.after_first(both.reshape(shape[0], n * rows, shape[-1]))[..., 0].reshape(shape[:3])
 
 
 class CrossQCritic(eqx.Module):

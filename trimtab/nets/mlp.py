@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
     "silu": jax.nn.silu,
     "elu": jax.nn.elu,
+    "mish": jax.nn.mish,
 }
 """Names a config may use. A function would be a leaf that is no array; a name is static and hashable."""
 

@@ -7,5 +7,6 @@ from trimtab.ops.logprob import gaussian_log_prob as gaussian_log_prob
 from trimtab.ops.logprob import standard_log_prob as standard_log_prob
 from trimtab.ops.logprob import tanh_log_det as tanh_log_det
 from trimtab.ops.regression import expectile_loss as expectile_loss
+from trimtab.ops.scale import unit_scale as unit_scale
 from trimtab.ops.targets import polyak as polyak
 from trimtab.ops.targets import td_target as td_target

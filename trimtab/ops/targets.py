@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 
-def polyak(online: Any, target: Any, rate: float) -> Any:
+def polyak(online: Any, target: Any, rate: float | Float[Array, ""]) -> Any:
     """The new target: `(1 - rate) target + rate online`, leaf by leaf. `rate` in [0, 1]."""
     return jax.tree.map(lambda o, t: t + rate * (o - t), online, target)
 

@@ -1,6 +1,6 @@
-"""Flow policies: an action is the end of K Euler steps through a velocity network, squashed by tanh.
+"""Flow policies: an action is the end of K Euler steps through a velocity network, squashed by tanh or clipped.
 
-    x_0 ~ N(0, I),  t_i = i/K,  dt = 1/K,  a = tanh(x_K)
+    x_0 ~ N(0, I),  t_i = i/K,  dt = 1/K,  a = tanh(x_K), or clip(x_K, -1, 1) with `clipped`
     x_{i+1} = x_i + v(t_i, x_i, s) dt                                          the ODE: what is evaluated
     x_{i+1} = x_i + v dt + sigma_i e_i                                         `LearnedStd`, e_i ~ N(0, I)
     x_{i+1} = x_i + b dt + sigma sqrt(dt) e_i                                  `ConstStd`
@@ -10,7 +10,8 @@
 `log p` is the density of the whole path x_0 .. x_K, of the action in the environment's units (scale: half the width of
 its bounds); it is an upper-level object and not the density of the action, which a flow does not know. The drift
 correction keeps the marginals of the ODE for a rectified flow from N(0, I), whatever sigma (SAC Flow,
-arXiv:2509.25756).
+arXiv:2509.25756). With `clipped`, actions are the flow's own values (FQL, arXiv:2502.02538) and the density is that of
+the path before it is clipped.
 """
 
 import math
@@ -25,6 +26,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trimtab.core import AbstractPolicy, Spec, UsageError
+from trimtab.nets.mlp import MLP, concat
 from trimtab.ops import standard_log_prob, tanh_log_det
 from trimtab.policies.velocity import AbstractVelocity
 from trimtab.policies.velocity import DecoderVelocity as DecoderVelocity
@@ -57,7 +59,7 @@ class Rollout(eqx.Module):
     """One rollout for each row of a batch."""
 
     action: Float[Array, "*b act"]
-    """tanh(x_K), in [-1, 1]."""
+    """tanh(x_K) or x_K clipped, in [-1, 1]."""
     log_prob: Float[Array, "*b"]
     """log p(path | s); of a rollout without noise, its x_0 and tanh terms alone."""
     path: tuple[Float[Array, "*b act"], ...]
@@ -69,17 +71,28 @@ class Rollout(eqx.Module):
 class FlowPolicy(AbstractPolicy):
     """A velocity network, how its rollout is noised, and how many steps it takes.
 
-    Called as a policy it acts by a rollout with noise; `Ode` acts without. `steps` may be changed after training.
+    Called as a policy it acts by a rollout with its noise; `Ode` acts without. `steps` may be changed after training.
     """
 
     velocity: AbstractVelocity
-    noise: LearnedStd | ConstStd
+    noise: LearnedStd | ConstStd | None
+    """None: always the ODE."""
     steps: int = eqx.field(static=True)
     log_volume: float = eqx.field(static=True)
     """log of the product of the scales of all action dimensions."""
+    clipped: bool = eqx.field(static=True, default=False)
+    """whether the end of a rollout is clipped to [-1, 1] instead of squashed by tanh."""
 
     @classmethod
-    def create(cls, spec: Spec, velocity: AbstractVelocity, noise: LearnedStd | ConstStd, steps: int) -> "FlowPolicy":
+    def create(
+        cls,
+        spec: Spec,
+        velocity: AbstractVelocity,
+        noise: LearnedStd | ConstStd | None,
+        steps: int,
+        *,
+        clipped: bool = False,
+    ) -> "FlowPolicy":
         """`velocity` acts in `spec`, once or for several actions in a row (a chunk). Raises `UsageError` if
         steps < 1 or if `ConstStd` has no positive std."""
         if steps < 1:
@@ -88,23 +101,25 @@ class FlowPolicy(AbstractPolicy):
             raise UsageError(f"the noise of a flow's steps must be positive, got {noise.std}")
         widths = zip(spec.action_low, spec.action_high, strict=True)
         log_volume = sum(math.log((high - low) / 2) for low, high in widths)
-        return cls(velocity, noise, steps, log_volume * (velocity.action_size // spec.action_size))
+        return cls(velocity, noise, steps, log_volume * (velocity.action_size // spec.action_size), clipped)
 
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
         return self.sample(obs, key).action
 
     def sample(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Rollout:
-        """A rollout with noise, outside of training."""
+        """A rollout with the policy's noise, outside of training."""
         return self.rollout(obs, *self.draw(obs, key))[0]
 
     def sample_train(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> "tuple[Rollout, FlowPolicy]":
         """A rollout with noise and batch statistics, and the policy with new running ones."""
         return self.rollout(obs, *self.draw(obs, key), train=True)
 
-    def draw(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> tuple[Array, Array]:
-        """x_0 of shape (..., act) and the noise e of shape (K, ..., act), both standard normal."""
+    def draw(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> tuple[Array, Array | None]:
+        """x_0 of shape (..., act) and the noise e of shape (K, ..., act), both standard normal; no e without noise."""
         shape = (*jax.tree.leaves(obs)[0].shape[:-1], self.velocity.action_size)
         # The barrier keeps XLA from drawing the same numbers again wherever they are used.
+        if self.noise is None:
+            return jax.lax.optimization_barrier(jr.normal(key, shape)), None
         noise = jax.lax.optimization_barrier(jr.normal(key, (self.steps + 1, *shape)))
         return noise[0], noise[1:]
 
@@ -142,9 +157,10 @@ class FlowPolicy(AbstractPolicy):
                 log_stds.append(log_std.mean())
             path.append(x)
         log_std = jnp.stack(log_stds).mean() if log_stds else jnp.float32(-jnp.inf)
-        log_prob = log_prob - tanh_log_det(x) - self.log_volume
-        policy = FlowPolicy(velocity if calls is None else self.velocity, self.noise, self.steps, self.log_volume)
-        return Rollout(jnp.tanh(x), log_prob, tuple(path), log_std), policy
+        log_prob = log_prob - (jnp.zeros_like(log_prob) if self.clipped else tanh_log_det(x)) - self.log_volume
+        action = jnp.clip(x, -1.0, 1.0) if self.clipped else jnp.tanh(x)
+        trained = replace(self, velocity=velocity if calls is None else self.velocity)
+        return Rollout(action, log_prob, tuple(path), log_std), trained
 
     def _step(self, x: Array, v: Array, raw: Array | None, t: float, dt: float) -> tuple[Array, Array, bool]:
         """Mean and log std of the next state, and whether the density leaves the log std out."""
@@ -152,10 +168,39 @@ class FlowPolicy(AbstractPolicy):
             sigma = self.noise.std
             drift = corrected_drift(v, x, t, sigma) if self.noise.drift_corrected else v
             return x + dt * drift, jnp.full_like(x, math.log(sigma * math.sqrt(dt))), False
-        assert raw is not None, "LearnedStd needs a velocity with a std head"
+        assert self.noise is not None and raw is not None, "LearnedStd needs a velocity with a std head"
         low, high, official = self.noise.low, self.noise.high, self.noise.official_logp
         log_std = low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
         return x + dt * v, log_std + math.log(dt) if self.noise.on_velocity or official else log_std, official
+
+
+class OneStep(AbstractPolicy):
+    """a = clip(mu(s, z), -1, 1), z ~ N(0, I): a flow's rollout distilled into one network (FQL)."""
+
+    net: MLP
+
+    @classmethod
+    def create(
+        cls,
+        spec: Spec,
+        hidden: tuple[int, ...],
+        key: PRNGKeyArray,
+        *,
+        activation: str = "gelu",
+        init: str = "glorot",
+    ) -> "OneStep":
+        """A network of widths `hidden` on [s, z]."""
+        act = spec.action_size
+        return cls(MLP.create(spec.obs_size + act, hidden, act, key, activation=activation, init=init))
+
+    def mu(self, obs: PyTree[Float[Array, "..."]], start: Float[Array, "*b act"]) -> Float[Array, "*b act"]:
+        """The network's output, before it is clipped."""
+        return self.net(concat(obs, start))
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        lead = jax.tree.leaves(obs)[0].shape[:-1]
+        start = jr.normal(key, (*lead, self.net.layers[-1].bias.shape[-1]))
+        return jnp.clip(self.mu(obs, start), -1.0, 1.0)
 
 
 class Ode(AbstractPolicy):

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trimtab.core import AbstractPolicy, Spec
 from trimtab.nets.mlp import MLP, concat
+from trimtab.nets.standardise import Standardise, flatten
 from trimtab.ops.logprob import gaussian_log_prob, standard_log_prob, tanh_log_det
 
 
@@ -37,6 +38,16 @@ class TanhGaussian(AbstractPolicy):
         u = mean + jnp.exp(log_std) * noise
         return jnp.tanh(u), standard_log_prob(noise, log_std) - tanh_log_det(u)
 
+    def samples_and_log_prob(
+        self, obs: PyTree[Float[Array, "b ..."]], n: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "n b act"], Float[Array, "n b"]]:
+        """`n` actions for each state and their log densities; the network is asked once a state."""
+        mean, log_std = self.moments(obs)
+        noise = jax.lax.optimization_barrier(jr.normal(key, (n, *mean.shape)))
+        mean, log_std = jnp.broadcast_to(mean, noise.shape), jnp.broadcast_to(log_std, noise.shape)
+        u = mean + jnp.exp(log_std) * noise
+        return jnp.tanh(u), standard_log_prob(noise, log_std) - tanh_log_det(u)
+
     def log_prob(self, obs: PyTree[Float[Array, "..."]], action: Float[Array, "*b act"]) -> Float[Array, "*b"]:
         """Log density of `action`; actions at the bounds are moved inside by 1e-6, where atanh is finite in float32."""
         u = jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
@@ -57,18 +68,28 @@ class Gaussian(AbstractPolicy):
 
     net: MLP
     log_std: Float[Array, " act"]
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
-    def create(cls, spec: Spec, hidden: tuple[int, ...], key: PRNGKeyArray, *, activation: str = "relu") -> "Gaussian":
-        """A network of widths `hidden` for the mean; std starts at 1."""
-        return cls(
-            MLP.create(spec.obs_size, hidden, spec.action_size, key, activation=activation),
-            jnp.zeros((spec.action_size,)),
-        )
+    def create(
+        cls,
+        spec: Spec,
+        hidden: tuple[int, ...],
+        key: PRNGKeyArray,
+        *,
+        activation: str = "relu",
+        standardise: bool = False,
+    ) -> "Gaussian":
+        """A network of widths `hidden` for the mean; std starts at 1. `standardise` puts the data set's `Standardise`
+        before it.
+        """
+        net = MLP.create(spec.obs_size, hidden, spec.action_size, key, activation=activation)
+        return cls(net, jnp.zeros((spec.action_size,)), Standardise.create(spec) if standardise else None)
 
     def moments(self, obs: PyTree[Float[Array, "..."]]) -> tuple[Float[Array, "*b act"], Float[Array, "*b act"]]:
         """Mean in (-1, 1) and log std, each (..., act)."""
-        mean = jnp.tanh(self.net(concat(obs)))
+        mean = jnp.tanh(self.net(flatten(obs, self.inputs)))
         return mean, jnp.broadcast_to(jnp.clip(self.log_std, -5.0, 2.0), mean.shape)
 
     def log_prob(self, obs: PyTree[Float[Array, "..."]], action: Float[Array, "*b act"]) -> Float[Array, "*b"]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from tests.worlds import Walk
-from trimtab.batches import Chunk, Recorded, Transition
+from trimtab.batches import Chunk, Recorded, Sarsa, Transition
 from trimtab.core import Spec, UsageError
 from trimtab.data import windows
 from trimtab.data.sources import OfflineSource, ReplaySource, WorldSource
@@ -239,3 +239,78 @@ def test_plans_that_do_not_fit_are_refused():
     host(lambda: np.zeros((2, 3), np.float32))
     with pytest.raises(UsageError, match="belongs to another number of environments"):
         HostPlans(3, SPEC).restore(host.state())
+
+
+# Transitions with the next action
+
+
+def test_next_actions_by_hand():
+    # Row k has action k / 1000. Known: the successor's action within an episode; not at 4 (terminated), 6 (cut) or 9
+    # (the last row of the data).
+    data = rows(range(1, 10), LAST, TERMINATED)
+    batch = OfflineSource(data, 400).batch((), jr.key(0))
+    assert isinstance(batch, Sarsa)
+    number = np.asarray(batch.obs)[:, 0]
+    assert set(number.tolist()) == set(range(1, 10))
+    np.testing.assert_array_equal(batch.next_valid, ~np.isin(number, [4, 6, 9]))
+    known = np.asarray(batch.next_valid) == 1
+    np.testing.assert_allclose(np.asarray(batch.next_action)[known, 0], (number[known] + 1) / 1000, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(batch.action)[:, 0], number / 1000, rtol=1e-6)
+    np.testing.assert_array_equal(batch.reward, number)
+    np.testing.assert_array_equal(batch.discount, np.where(number == 4, 0.0, 1.0))
+    np.testing.assert_array_equal(np.asarray(batch.next_obs)[:, 0], number + 0.5)
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_next_actions_of_a_ring_are_those_of_the_same_environment(envs):
+    # Number 100 e + k is the k-th row of environment e; environment 1 ends an episode at k = 3.
+    source = ReplaySource.create(SPEC, 4 * envs, 300, next_action=True, num_envs=envs)
+    state = source.init(jr.key(0))
+    for k in range(1, 7):  # the ring holds the rows 3 to 6
+        numbers = [100 * e + k for e in range(envs)]
+        state = receive(source, state, rows(numbers, [e == 1 and k == 3 for e in range(envs)]))
+    batch = draw(source, state, jr.key(1))
+    number = np.asarray(batch.obs)[:, 0]
+    assert set(number.tolist()) == {100.0 * e + k for e in range(envs) for k in range(3, 7)}
+    expected = (number % 100 != 6) & (number != 103)
+    np.testing.assert_array_equal(batch.next_valid, expected)
+    np.testing.assert_allclose(np.asarray(batch.next_action)[expected, 0], (number[expected] + 1) / 1000, rtol=1e-6)
+    # What comes after a cut has nothing to do with the rows before it.
+    state = receive(source, source.cut(state), rows([100 * e + 7 for e in range(envs)], [False] * envs))
+    batch = draw(source, state, jr.key(2))
+    number = np.asarray(batch.obs)[:, 0]
+    np.testing.assert_array_equal(batch.next_valid, number % 100 < 6)
+
+
+def test_next_actions_of_own_worlds():
+    source = WorldSource.create(Walk(), 3, 60, 500, next_action=True)
+    state = source.init(jr.key(0))
+    step = jax.jit(lambda state, key: source.advance(Uniform.create(Walk.spec), state, key))
+    for i in range(20):
+        state = step(state, jr.fold_in(jr.key(1), i))
+    batch = jax.jit(source.batch)(state, jr.key(2))
+    found = {
+        tuple(o): a for o, a in zip(np.asarray(batch.obs).tolist(), np.asarray(batch.action).tolist(), strict=True)
+    }
+    known = 0
+    for after, action, valid, discount in zip(
+        np.asarray(batch.next_obs).tolist(),
+        np.asarray(batch.next_action).tolist(),
+        np.asarray(batch.next_valid).tolist(),
+        np.asarray(batch.discount).tolist(),
+        strict=True,
+    ):
+        if valid and tuple(after) in found:  # the row in which the next action was taken has been drawn too
+            assert found[tuple(after)] == action
+            known += 1
+        assert discount == 1.0 or not valid
+        assert after[1] < 5.0 or not valid  # cut after five steps
+    assert known > 100
+
+
+def test_next_actions_after_a_data_set_go_on_with_the_environments():
+    source = ReplaySource.create(SPEC, 20, 300, rows(range(1, 6), [0] * 5), next_action=True)
+    state = receive(source, source.init(jr.key(0)), rows([100], [False]))
+    batch = draw(source, state, jr.key(1))
+    number = np.asarray(batch.obs)[:, 0]
+    np.testing.assert_array_equal(batch.next_valid, number < 5)  # the data's last row and the newest have none

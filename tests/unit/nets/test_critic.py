@@ -1,5 +1,7 @@
 """Q and V: shapes, members, and what they look at."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,3 +51,17 @@ def test_value_keeps_leading_axes(lead, spec, make_obs, getkey):
 def test_members_disagree_at_the_start(spec, make_obs, getkey):
     q = Critic.create(spec, (8, 8), 2, getkey())(make_obs(spec, getkey(), (5,)), jnp.zeros((5, 2)))
     assert np.all(np.abs(q[0] - q[1]) > 1e-4)
+
+
+@pytest.mark.parametrize("norm", [None, "layer", "layer_after"])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_many_actions_a_state_are_each_evaluated_as_one(norm, standardise, dict_spec, make_obs, getkey):
+    spec = replace(
+        dict_spec, obs_mean=make_obs(dict_spec, getkey(), ()), obs_std=jax.tree.map(jnp.ones_like, dict_spec.zero_obs())
+    )
+    critic = Critic.create(spec, (8, 8), 3, getkey(), norm=norm, standardise=standardise)
+    obs, actions = make_obs(spec, getkey(), (5,)), jax.random.normal(getkey(), (4, 5, 2))
+    q = critic.many(obs, actions)
+    assert q.shape == (3, 4, 5)
+    for i in range(4):
+        np.testing.assert_allclose(q[:, i], critic(obs, actions[i]), rtol=1e-5, atol=1e-6)
