@@ -307,7 +307,8 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def load(run: str | Path, *, checkpoint_name: str = "final") -> Policy:
-    """The policy of a run: `final` (default; the newest checkpoint if the run has not finished), `best` or `last`.
+    """The policy of a run: `final` (default; the newest checkpoint if the run has not finished), `best`, `last`, or
+    `evaluated/step_N` where each evaluation's agent was kept.
 
     Raises `UsageError` if the folder is no run or has nothing to load.
     """
@@ -315,7 +316,7 @@ def load(run: str | Path, *, checkpoint_name: str = "final") -> Policy:
     record = _record(path)
     configure(record["device"])
     folder = path / checkpoint_name
-    if checkpoint_name not in ("final", "best", "last"):
+    if checkpoint_name not in ("final", "best", "last") and not checkpoint_name.startswith("evaluated/step_"):
         raise UsageError(f"unknown checkpoint {checkpoint_name!r}: choose final, best or last")
     if checkpoint_name == "last" or (checkpoint_name == "final" and not folder.exists()):
         newest, _ = checkpoint.newest(path)

@@ -20,9 +20,13 @@ class Make:
     """What `trimtab data make` takes."""
 
     name: tyro.conf.Positional[str]
-    """data set, such as two-route or cube-single-play-v0; `trimtab list datasets` shows all."""
+    """data set, such as mujoco/hopper/medium-v0 or cube-single-play-v0; `trimtab list datasets` shows all."""
     episodes: int | None = None
-    """training episodes; by default the data set's own number."""
+    """training episodes of a scripted data set; by default its own number."""
+    steps: int | None = None
+    """training steps of the learner behind mujoco/...; by default the task's own number."""
+    rows: int | None = None
+    """transitions of mujoco/...; by default the task's own number."""
     seed: int = 0
     """seed of everything random in it."""
     out: Path = Path("data")
@@ -76,21 +80,53 @@ def run(args: list[str]) -> None:
 
 def _make(args: list[str]) -> None:
     os.environ.setdefault("MUJOCO_GL", "disabled")  # nothing is drawn here
+    from trimtab.cli.behaviour import train
     from trimtab.data import collect
 
     flags = parse(Make, args, "trimtab data make")
-    began, shown = time.perf_counter(), 0.0
-
-    def tick(part: str, done: int, of: int) -> None:
-        nonlocal shown
-        if time.perf_counter() - shown > 20.0 or done == of:
-            shown = time.perf_counter()
-            print(f"{part}: episode {done:,} of {of:,}, {shown - began:.0f} s", file=sys.stderr)
-
     command = shlex.join(["trimtab", "data", "make", *args])
-    made = collect.make(flags.name, episodes=flags.episodes, seed=flags.seed, out=flags.out, command=command, tick=tick)
+    with _Bar() as bar:
+        made = collect.make(
+            flags.name,
+            size=collect.Size(flags.episodes, flags.steps, flags.rows),
+            seed=flags.seed,
+            out=flags.out,
+            command=command,
+            tick=bar.show,
+            train=train,
+        )
     for path in made:
         print(f"wrote   {path} ({path.stat().st_size / 1e6:.1f} MB)" if path.suffix == ".npz" else f"wrote   {path}")
+
+
+class _Bar:
+    """One live line a part: how much is done, and the time left. On a pipe a plain line now and then."""
+
+    def __init__(self) -> None:
+        self._live, self._part, self._began, self._shown = sys.stderr.isatty(), "", 0.0, 0.0
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live and self._part:
+            print(file=sys.stderr)
+
+    def show(self, part: str, done: int, of: int) -> None:
+        """`done` of `of` episodes or rows of a part."""
+        now = time.perf_counter()
+        if part != self._part:
+            if self._live and self._part:
+                print(file=sys.stderr)
+            self._part, self._began, self._shown = part, now, now
+        if now - self._shown < (0.2 if self._live else 20.0) and done != of:
+            return
+        self._shown = now
+        left = int((now - self._began) / done * (of - done))
+        filled = 30 * done // of
+        bar = f"[{'#' * filled}{'.' * (30 - filled)}] " if self._live else ""
+        text = f"{part}  {bar}{done:,} of {of:,}, {left // 60}:{left % 60:02d} left"
+        print(f"\r{text}   " if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
 
 def _show(args: list[str]) -> None:

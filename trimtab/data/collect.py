@@ -6,11 +6,12 @@ how it was made; OGBench's also have `NAME-val.npz`.
 
 import difflib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trimtab.core import RunError, UsageError
-from trimtab.data import collect_ogbench, minari_store
+from trimtab.data import collect_ogbench, collect_policy, minari_store
 from trimtab.data.write import save_npz, save_record, versions
 from trimtab.envs import ogbench, two_route
 
@@ -18,55 +19,87 @@ FOLDER = Path("data")
 """Where data sets are written and looked for by name."""
 
 Tick = Callable[[str, int, int], None]
-"""(what is being collected, episodes done, of how many)."""
+"""(what is being collected, episodes or rows done, of how many)."""
 
 
 def names() -> list[str]:
     """The data sets that `make` knows."""
-    return [*two_route.VARIANTS, *collect_ogbench.RECIPES]
+    return [*two_route.VARIANTS, *collect_policy.NAMES, *collect_ogbench.RECIPES]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is made; None: the data set's own number."""
+
+    episodes: int | None = None
+    """training episodes of a scripted set; its validation file has a tenth of it, at least 1."""
+    steps: int | None = None
+    """training steps of the learner behind a set of trained policies."""
+    rows: int | None = None
+    """transitions of such a set."""
+
+    def check(self, name: str) -> None:
+        """Raises `UsageError` for a number that is too small, or means nothing for the data set `name`."""
+        given = {"episodes": self.episodes, "steps": self.steps, "rows": self.rows}
+        meant = ("steps", "rows") if name in collect_policy.NAMES else ("episodes",)
+        if name.endswith("/medium-replay-v0") and self.rows is not None:
+            raise UsageError(f"{name} is all that was stored until the medium policy: leave --rows out")
+        for label, value in given.items():
+            if value is not None and value < 1:
+                raise UsageError(f"{label} must be at least 1, got {value}")
+            if value is not None and label not in meant:
+                raise UsageError(f"{name} has no --{label}: its size is set by {' and '.join(f'--{m}' for m in meant)}")
 
 
 def make(
-    name: str, *, episodes: int | None = None, seed: int = 0, out: Path = FOLDER, command: str = "", tick: Tick
+    name: str,
+    *,
+    size: Size = Size(),
+    seed: int = 0,
+    out: Path = FOLDER,
+    command: str = "",
+    tick: Tick,
+    train: collect_policy.Train | None = None,
 ) -> list[Path]:
     """Collects the data set `name` and writes its files, each under a temporary name first; returns their paths.
 
-    `episodes` (default: the data set's own number) is that of the training file; a validation file has a tenth of it,
-    at least 1. `command` is noted beside the data. Raises `UsageError` for an unknown name, naming the nearest, or a
-    bad number, and `RunError` if a file cannot be written.
+    `command` is noted beside the data. `train` gives the learner behind the data of trained policies; its runs are kept
+    in the folder `runs` of `out`. Raises `UsageError` for an unknown name, naming the nearest, or a bad number, and
+    `RunError` if a file cannot be written.
     """
     if name not in names():
         raise UsageError(f"no data set {name!r} can be made: did you mean {_nearest(name)!r}? (trimtab list datasets)")
-    if episodes is not None and episodes < 1:
-        raise UsageError(f"episodes must be at least 1, got {episodes}")
+    size.check(name)
     if seed < 0:
         raise UsageError(f"seed must not be negative, got {seed}")
     try:  # before anything is collected
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
-    if name in two_route.VARIANTS:
+    more: dict[str, Any] = {}
+    if name in collect_policy.NAMES:
+        assert train is not None, "data of trained policies need a learner"
+        arrays, more = collect_policy.collect(
+            name, steps=size.steps, rows=size.rows, seed=seed, runs=out / "runs", train=train, tick=tick
+        )
+        parts = {name: arrays}
+    elif name in two_route.VARIANTS:
         variant = two_route.VARIANTS[name]
-        variant = variant if episodes is None else replace(variant, episodes=episodes)
+        variant = variant if size.episodes is None else replace(variant, episodes=size.episodes)
         parts = {name: two_route.demonstrations(variant, seed)}
-        counts = {name: variant.episodes}
+        more = {"episodes": {name: variant.episodes}}
         tick(name, variant.episodes, variant.episodes)
     else:
         recipe = collect_ogbench.RECIPES[name]
-        train = recipe.episodes if episodes is None else episodes
-        counts = {name: train, f"{name}-val": max(1, round(train / 10))}
+        whole = recipe.episodes if size.episodes is None else size.episodes
+        counts = {name: whole, f"{name}-val": max(1, round(whole / 10))}
         parts = {
             part: collect_ogbench.collect(recipe, split, n, seed, lambda done, of, part=part: tick(part, done, of))
             for split, (part, n) in enumerate(counts.items())
         }
-    record = {
-        "name": name,
-        "command": command,
-        "seed": seed,
-        "episodes": counts,
-        "rows": {part: len(arrays["actions"]) for part, arrays in parts.items()},
-        "versions": versions(),
-    }
+        more = {"episodes": counts}
+    record = {"name": name, "command": command, "seed": seed} | more
+    record |= {"rows": {part: len(arrays["actions"]) for part, arrays in parts.items()}, "versions": versions()}
     paths = [save_npz(out / f"{part}.npz", arrays) for part, arrays in parts.items()]
     return [*paths, save_record(out / f"{name}.npz", record)]
 

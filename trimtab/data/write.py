@@ -117,6 +117,11 @@ def convert(
         raise UsageError("say where to write it: add --out PATH; --id is for --to minari")
     if kind == "minari" and out is not None:
         raise UsageError("Minari's store has its own folder, $MINARI_DATASETS_PATH: leave --out out")
+    ending = {"npz": ".npz", "hdf5": ".hdf5"}.get(kind)
+    if out is not None and ending is not None and out.suffix != ending:
+        raise UsageError(f"{out} must end in {ending}")
+    if out is not None and out.resolve() == source.resolve():
+        raise UsageError(f"{out} is the source itself: choose another --out")
     recorded, _ = read_recorded(source, task)
     if fraction != 1.0:
         recorded = subset(recorded, fraction, seed)
@@ -130,11 +135,6 @@ def convert(
         assert name is not None
         return minari_store.write(name, arrays, tree(arrays, "observations"), tree(arrays, "next_observations"), record)
     assert out is not None
-    ending = {"npz": ".npz", "hdf5": ".hdf5"}.get(kind)
-    if ending is not None and out.suffix != ending:
-        raise UsageError(f"{out} must end in {ending}")
-    if out.resolve() == source.resolve():
-        raise UsageError(f"{out} is the source itself: choose another --out")
     if kind == "npy":
         save_folder(out, arrays, record)
     elif kind == "hdf5":

@@ -69,7 +69,7 @@ def made(tmp_path_factory):
     pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
     out = tmp_path_factory.mktemp("data")
     for name, episodes in (("pointmaze-medium-navigate-v0", 3), ("cube-single-play-v0", 1), ("scene-play-v0", 1)):
-        collect.make(name, episodes=episodes, seed=1, out=out, command="test", tick=lambda *_: None)
+        collect.make(name, size=collect.Size(episodes), seed=1, out=out, command="test", tick=lambda *_: None)
     return out
 
 
@@ -159,7 +159,9 @@ def test_a_longer_data_set_begins_with_a_shorter_one(made, tmp_path):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     for episodes, seed in ((2, 1), (1, 2)):
         out = tmp_path / str(seed)
-        collect.make("pointmaze-medium-navigate-v0", episodes=episodes, seed=seed, out=out, tick=lambda *_: None)
+        collect.make(
+            "pointmaze-medium-navigate-v0", size=collect.Size(episodes), seed=seed, out=out, tick=lambda *_: None
+        )
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002  left as it was
     whole, short, other = (
         np.load(folder / "pointmaze-medium-navigate-v0.npz")["actions"]
