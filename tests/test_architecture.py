@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "diagnostics": BELOW_AGENTS,
     "run": {"core"},
     "training": {"core", "batches", "data", "run", "envs", "policies"},  # of policies only Uniform
+    "ope": BELOW_AGENTS | {"data", "envs", "run", "training"},  # its critic trains in training's loop
     "language": {"run"},  # nothing of the JAX side
     "games": BELOW_AGENTS | {"envs", "data"},
     "causal": BELOW_AGENTS | {"envs", "data"},

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trimtab.api import evaluate as evaluate
+    from trimtab.api import evaluate_offline as evaluate_offline
     from trimtab.api import load as load
     from trimtab.api import resume as resume
     from trimtab.api import train as train
@@ -23,6 +24,7 @@ _LAZY = {
     "resume": "trimtab.api",
     "load": "trimtab.api",
     "evaluate": "trimtab.api",
+    "evaluate_offline": "trimtab.api",
     "register": "trimtab.envs.register",
 }
 

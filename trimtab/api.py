@@ -1,7 +1,7 @@
-"""The verbs: train, resume, load, evaluate, reopen. The command line calls these and nothing else."""
+"""The verbs: train, resume, load, evaluate, evaluate_offline, reopen. The command line calls these and nothing else."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ from trimtab.assemble import (
     import_all,
     in_phase,
     make_evaluator,
+    moments,
     skeleton,
     spec_from_json,
     spec_to_json,
     stored_state,
 )
-from trimtab.core import RunError, UsageError
+from trimtab.core import AbstractPolicy, RunError, UsageError
 from trimtab.data.collect import locate
+from trimtab.data.readers import read_recorded
 from trimtab.data.sources import AbstractSource
 from trimtab.data.write import read_record, references
 from trimtab.envs import ogbench
 from trimtab.envs.make import find
+from trimtab.ope.evaluate import OfflineEvaluation, Settings, check_estimators, evaluate_recorded
 from trimtab.run.folder import Run, read_config, replace_text, write_json
 from trimtab.run.logging import check_loggers
 from trimtab.training import checkpoint
@@ -355,14 +358,53 @@ def evaluate(policy: Policy, env: EnvLike, *, episodes: int = 10, seed: int = 0)
     return float(np.mean(returns)), float(np.std(returns))
 
 
-def evaluate_episodes(policy: Policy, env: EnvLike, *, episodes: int = 10, seed: int = 0) -> list[dict[str, float]]:
-    """One dict an episode: return, length, success (NaN where the environment reports none)."""
+def evaluate_episodes(
+    policy: Policy,
+    env: EnvLike,
+    *,
+    episodes: int = 10,
+    seed: int = 0,
+    gamma: float = 1.0,
+    acting: AbstractPolicy | None = None,
+) -> list[dict[str, float]]:
+    """One dict an episode: return, length, success (NaN where the environment reports none), discounted (the return
+    with `gamma`) and cut (1 if a time limit ended it). `acting` is another policy to act with than the deployed one.
+    """
     if episodes < 1:
         raise UsageError(f"episodes must be positive, got {episodes}")
     world = find(env)
     check_fit(policy.spec, world)
-    evaluator = make_evaluator(world, seed)
+    evaluator = make_evaluator(world, seed, gamma)
     try:
-        return evaluator(policy.agent.policy, episodes)
+        return evaluator(policy.agent.policy if acting is None else acting, episodes)
     finally:
         evaluator.close()
+
+
+def evaluate_offline(
+    policy: Policy,
+    dataset: str | Path | None = None,
+    *,
+    estimators: Sequence[str] = ("fqe",),
+    settings: Settings | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> OfflineEvaluation:
+    """What a data set says the policy is worth, without acting: see `trimtab.ope`.
+
+    `dataset` is a path or a name in `data/`; by default what the run was trained on. `estimators` are "fqe" and "wdr".
+    Raises `UsageError` for a request that cannot be carried out, `RunError` if the critic diverges.
+    """
+    check_estimators(estimators)
+    dataset = policy.info["dataset"] if dataset is None else dataset
+    if dataset is None:
+        raise UsageError(f"{policy.info['run']} was not trained on a data set: give one with --dataset PATH")
+    path = locate(dataset)
+    recorded, spec = read_recorded(path, policy.info["env"])
+    ours, theirs = spec_to_json(policy.spec), spec_to_json(spec)
+    for part in ("obs", "action_size", "discrete"):
+        if ours[part] != theirs[part]:
+            raise UsageError(f"{path} has {part} {theirs[part]}, but the agent has {ours[part]}")
+    mean, std = moments(recorded.transition.obs)
+    spec = replace(policy.spec, obs_mean=mean, obs_std=std)
+    return evaluate_recorded(policy.agent, spec, recorded, estimators, settings or Settings(), seed=seed, quiet=quiet)

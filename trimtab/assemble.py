@@ -163,13 +163,13 @@ def check_fit(spec: Spec, world: World) -> None:
             raise UsageError(f"{world.label} has {part} {theirs[part]}, but the agent or data set has {ours[part]}")
 
 
-def make_evaluator(world: World, seed: int) -> GymEvaluator | WorldEvaluator:
-    """Deterministic episodes of `world`, on copies and a random stream of their own."""
+def make_evaluator(world: World, seed: int, gamma: float = 1.0) -> GymEvaluator | WorldEvaluator:
+    """Episodes of `world`, on copies and a random stream of their own; `gamma` is for their discounted return."""
     if world.own is not None:
-        return WorldEvaluator(world.own, EVALUATION_SEED + seed)
+        return WorldEvaluator(world.own, EVALUATION_SEED + seed, gamma)
     assert world.make is not None
     make = world.make
-    return GymEvaluator(lambda: make(None), world.spec, EVALUATION_SEED + seed)
+    return GymEvaluator(lambda: make(None), world.spec, EVALUATION_SEED + seed, gamma)
 
 
 @dataclass(frozen=True)

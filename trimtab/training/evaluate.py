@@ -18,7 +18,8 @@ from trimtab.envs.wrappers import TimeLimit
 from trimtab.training.compile import act
 
 Episode = dict[str, float]
-"""return, length, success (NaN if the environment reports none)."""
+"""return, length, success (NaN if the environment reports none), discounted (the return with the evaluator's gamma) and
+cut (1 if a time limit ended it, whose discounted return lacks the rest)."""
 
 EVALUATION_SEED = 10_000
 """Added to a run's seed, so that evaluation episodes are not the training episodes."""
@@ -36,8 +37,8 @@ def normalized_score(mean: float, references: tuple[float, float]) -> float:
 class GymEvaluator:
     """Evaluates policies on Gymnasium environments, which it makes once and keeps."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env], spec: Spec, seed: int) -> None:
-        self._make, self._spec, self._seed = make, spec, seed
+    def __init__(self, make: Callable[[], gymnasium.Env], spec: Spec, seed: int, gamma: float = 1.0) -> None:
+        self._make, self._spec, self._seed, self._gamma = make, spec, seed, gamma
         self._envs: list[gymnasium.Env] = []
 
     def __call__(self, policy: AbstractPolicy, episodes: int) -> list[Episode]:
@@ -52,7 +53,8 @@ class GymEvaluator:
             self._envs.append(self._make())
         envs = self._envs[:n]
         scale = ActionScale(self._spec, envs[0].action_space.shape)
-        results: list[Episode] = [{"return": 0.0, "length": 0, "success": float("nan")} for _ in envs]
+        nothing: Episode = {"return": 0.0, "length": 0, "success": float("nan"), "discounted": 0.0, "cut": 0.0}
+        results: list[Episode] = [dict(nothing) for _ in envs]
         running, timestep, plans = set(range(n)), 0, HostPlans(n, self._spec)
         key = jr.key(self._seed + first)
         try:
@@ -63,11 +65,13 @@ class GymEvaluator:
                     next_obs, reward, terminated, truncated, info = envs[i].step(scale(actions[i]))
                     obs[i], result = to_vector(next_obs), results[i]
                     result["return"] += float(reward)
+                    result["discounted"] += self._gamma**timestep * float(reward)
                     result["length"] += 1
                     if "is_success" in info or "success" in info:
                         now = float(info.get("is_success", info.get("success", 0.0)))
                         result["success"] = max(now, 0.0 if np.isnan(result["success"]) else result["success"])
                     if terminated or truncated:
+                        result["cut"] = float(not terminated)
                         running.remove(i)
                 timestep += 1
         except Exception as error:  # a third party's code: any exception ends the evaluation with its reason
@@ -90,15 +94,15 @@ class GymEvaluator:
 class WorldEvaluator:
     """Evaluates policies on an own world: all episodes in one compiled call."""
 
-    def __init__(self, env: AbstractEnv, seed: int) -> None:
-        self._env, self._seed = TimeLimit(env), seed
+    def __init__(self, env: AbstractEnv, seed: int, gamma: float = 1.0) -> None:
+        self._env, self._seed, self._gamma = TimeLimit(env), seed, gamma
 
     def __call__(self, policy: AbstractPolicy, episodes: int) -> list[Episode]:
         """One dict an episode. It was a success if `Step.info["success"]` was set at any of its steps."""
-        found = _world_episodes(self._env, policy, jr.split(jr.key(self._seed), episodes))
+        found = _world_episodes(self._env, policy, jr.split(jr.key(self._seed), episodes), jnp.float32(self._gamma))
         return [
-            {"return": float(r), "length": int(n), "success": float(s)}
-            for r, n, s in zip(*map(np.asarray, found), strict=True)
+            {"return": float(r), "length": int(n), "success": float(s), "discounted": float(d), "cut": float(c)}
+            for r, n, s, d, c in zip(*map(np.asarray, found), strict=True)
         ]
 
     def close(self) -> None:
@@ -106,8 +110,10 @@ class WorldEvaluator:
 
 
 @eqx.filter_jit
-def _world_episodes(env: TimeLimit, policy: AbstractPolicy, keys: Key[Array, " n"]) -> tuple[Array, Array, Array]:
-    def episode(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
+def _world_episodes(
+    env: TimeLimit, policy: AbstractPolicy, keys: Key[Array, " n"], gamma: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    def episode(key: PRNGKeyArray) -> tuple[Array, Array, Array, Array, Array]:
         k_reset, k_run = jr.split(key)
         state, obs = env.reset(k_reset)
         answer = jax.eval_shape(policy, obs, key)
@@ -115,7 +121,7 @@ def _world_episodes(env: TimeLimit, policy: AbstractPolicy, keys: Key[Array, " n
         shape = answer.shape if h == 1 else (h, env.spec.action_size)
 
         def body(carry: Any, step: tuple[Array, PRNGKeyArray]) -> tuple[Any, None]:
-            state, obs, plan, total, length, success, over = carry
+            state, obs, plan, total, length, success, discounted, cut, over = carry
             t, k = step
             k_act, k_step = jr.split(k)
             if h == 1:
@@ -126,16 +132,20 @@ def _world_episodes(env: TimeLimit, policy: AbstractPolicy, keys: Key[Array, " n
                 action = plan[t % h]
             state, out = env.step(state, action, k_step)
             total = total + jnp.where(over, 0.0, out.reward)
+            discounted = discounted + jnp.where(over, 0.0, gamma ** t.astype(jnp.float32) * out.reward)
+            cut = cut | (~over & out.truncated & ~out.terminated)
             length = length + jnp.where(over, 0, 1)
             if "success" in out.info:
                 now = out.info["success"].astype(jnp.float32)
                 success = jnp.fmax(success, jnp.where(over, 0.0, now))  # fmax: the first number replaces the NaN
-            return (state, out.obs, plan, total, length, success, over | out.terminated | out.truncated), None
+            over = over | out.terminated | out.truncated
+            return (state, out.obs, plan, total, length, success, discounted, cut, over), None
 
         nothing = jnp.zeros(shape, answer.dtype)
-        start = (state, obs, nothing, jnp.zeros(()), jnp.int32(0), jnp.asarray(jnp.nan), jnp.asarray(False))
+        none, no = jnp.zeros(()), jnp.asarray(False)
+        start = (state, obs, nothing, none, jnp.int32(0), jnp.asarray(jnp.nan), none, no, no)
         steps = (jnp.arange(env.env.max_steps), jr.split(k_run, env.env.max_steps))
-        (_, _, _, total, length, success, _), _ = jax.lax.scan(body, start, steps)
-        return total, length, success
+        (_, _, _, total, length, success, discounted, cut, _), _ = jax.lax.scan(body, start, steps)
+        return total, length, success, discounted, cut
 
     return jax.vmap(episode)(keys)
