@@ -24,7 +24,7 @@ from trimtab.training.compile import chunk, no_totals
 def test_probabilities_sum_to_one(squashed, mean, std):
     # The density between the bounds by the midpoint rule, and the two outermost outcomes.
     width = (2.0 - 2.0 * EDGE) / 20_000
-    grid = (-1.0 + EDGE + width * (jnp.arange(20_000) + 0.5))[:, None]
+    grid = (-1.0 + EDGE + width * (jnp.arange(20_000, dtype=jnp.float32) + 0.5))[:, None]
     p = lambda x: jnp.exp(edged_log_prob(x, jnp.full(x.shape, mean), jnp.full(x.shape, np.log(std)), squashed=squashed))
     inside, edges = p(grid), p(jnp.asarray([[1.0], [-1.0]]))
     assert width * np.asarray(inside, np.float64).sum() + float(edges.sum()) == pytest.approx(1.0, abs=1e-3)
