@@ -71,6 +71,8 @@ def train(
     seeds: Sequence[int] = (),
     num_envs: int = 1,
     updates_per_step: float = 1.0,
+    her: str | None = None,
+    her_k: int = 4,
     eval_freq: int = 10_000,
     eval_episodes: int = 10,
     log_freq: int = 1_000,
@@ -92,10 +94,12 @@ def train(
     id in Minari's store) the agent first learns from data for `offline_steps` updates; `online_steps` > 0 then goes on
     in `env` with the same agent and the data in its buffer. `dataset_fraction` below 1 keeps only that share of the
     rows. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged at each evaluation,
-    and `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. Steps are environment steps online, updates
-    offline. `seeds` trains one agent a seed, together by `vmap` where the source lives on the device, else one after
-    the other. Raises `UsageError` for a request that cannot be carried out, `RunError` for a run that fails, and
-    `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a checkpoint if there was anything to save.
+    and `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. With `her`, `her_k` of `her_k + 1` steps
+    that are learnt from get another goal, reached in the "future", at the end ("final") or anywhere in their "episode".
+    Steps are environment steps online, updates offline. `seeds` trains one agent a seed, together by `vmap` where the
+    source lives on the device, else one after the other. Raises `UsageError` for a request that cannot be carried out,
+    `RunError` for a run that fails, and `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a checkpoint
+    if there was anything to save.
     """
     import_all(imports)
     kind = agent_class(agent)
@@ -138,6 +142,8 @@ def train(
         online_steps=int(online_steps),
         num_envs=int(num_envs),
         updates_per_step=float(updates_per_step),
+        her=her,
+        her_k=int(her_k),
         eval_freq=int(eval_freq),
         eval_episodes=int(eval_episodes),
         log_freq=int(log_freq),

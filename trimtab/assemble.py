@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from trimtab.agents import AGENTS, batch_class, config_class
 from trimtab.batches import Chunk, Recorded, Sarsa, Transition
 from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError
 from trimtab.data import windows
+from trimtab.data.her import Hindsight, HostReward, WorldReward
 from trimtab.data.readers import read_recorded
 from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, WorldSource
 from trimtab.diagnostics import TRAINING_PROBES
-from trimtab.envs.gym import Collector
+from trimtab.envs.goals import AbstractGoalEnv, has_goals
+from trimtab.envs.gym import Collector, goal_reward, time_limit
+from trimtab.envs.hosted import Hosted
 from trimtab.envs.make import World, find
 from trimtab.run.folder import Run
 from trimtab.run.logging import Progress, make_loggers
@@ -212,6 +216,30 @@ class Setup:
         acts = self.dataset is None or bool(self.record["online_steps"])
         return not acts or (self.world is not None and self.world.own is not None)
 
+    @cached_property
+    def hindsight(self) -> Hindsight | None:
+        """How goals are relabelled. Raises `UsageError` if that is asked for where there is nothing to relabel."""
+        strategy, k = self.record.get("her"), self.record.get("her_k", 4)
+        if strategy is None:
+            return None
+        if self.dataset is not None or self.world is None:
+            raise UsageError("--her relabels what is collected online: leave --dataset out")
+        if Reading.of(self.record["agent"], self.config).recorded:
+            raise UsageError(f"--her relabels single steps, but {self.record['agent']} looks at those that follow, too")
+        make = lambda reward, horizon: Hindsight.create(self.spec, reward, strategy, k, horizon)
+        world, own = self.world, self.world.own
+        if world.make is not None:
+            env = world.make(None)
+            if isinstance(env.unwrapped, Hosted):
+                own = env.unwrapped.world
+            elif has_goals(self.spec.obs):
+                return make(HostReward(goal_reward(env, world.label)), time_limit(env, world.label))
+        if isinstance(own, AbstractGoalEnv):
+            return make(WorldReward(own), own.max_steps)
+        if not has_goals(self.spec.obs):
+            raise UsageError(f"{world.label} has no goals to relabel: leave --her out")
+        raise UsageError(f"{world.label} does not say its reward for another goal: make it an AbstractGoalEnv")
+
     def skeleton(self) -> Any:
         """The shapes of the agent."""
         return skeleton(self.record, self.spec)
@@ -241,14 +269,31 @@ class Setup:
         if config.buffer_size < num_envs * (chunk or 1):
             least = f"{num_envs} (num_envs)" if chunk is None else f"{num_envs * chunk} (num_envs times chunk)"
             raise UsageError(f"buffer_size must be at least {least}, got {config.buffer_size}")
+        hindsight = self.hindsight
+        if hindsight is not None and config.buffer_size < num_envs * hindsight.horizon:
+            least = f"{num_envs * hindsight.horizon} (num_envs times the longest episode)"
+            raise UsageError(f"buffer_size must be at least {least}, got {config.buffer_size}")
         if world is not None and world.own is not None:
             if self.record["updates_per_step"] != 1.0:
                 raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
             sizes = (num_envs, config.buffer_size, config.batch_size)
-            return WorldSource.create(world.own, *sizes, self.dataset, chunk=chunk, next_action=reading.next_action)
+            return WorldSource.create(
+                world.own,
+                *sizes,
+                self.dataset,
+                chunk=chunk,
+                next_action=reading.next_action,
+                hindsight=hindsight,
+            )
         sizes = (config.buffer_size, config.batch_size)
         return ReplaySource.create(
-            self.spec, *sizes, self.dataset, chunk=chunk, next_action=reading.next_action, num_envs=num_envs
+            self.spec,
+            *sizes,
+            self.dataset,
+            chunk=chunk,
+            next_action=reading.next_action,
+            hindsight=hindsight,
+            num_envs=num_envs,
         )
 
     def schedule(self, phase: str) -> Schedule:
@@ -377,7 +422,8 @@ def _failures(failed: dict[int, str], runs: list[Run], seeds: list[int]) -> str:
 
 def _collector(setup: Setup, seed: int) -> Collector:
     assert setup.world is not None and setup.world.make is not None
-    make, recorded = setup.world.make, Reading.of(setup.record["agent"], setup.config).recorded
+    make, reading = setup.world.make, Reading.of(setup.record["agent"], setup.config)
+    recorded = reading.recorded or setup.hindsight is not None
     return Collector(lambda: make(None), setup.record["num_envs"], setup.world.spec, seed, recorded=recorded)
 
 

@@ -121,11 +121,12 @@ class AbstractEnv(eqx.Module):
     """An own world in pure JAX. Physical parameters are array fields, so `vmap` over the Module is domain
     randomisation.
 
-    `max_steps` is the time limit of one episode in steps; the `TimeLimit` wrapper applies it.
+    `max_steps` is the time limit of one episode in steps; the `TimeLimit` wrapper applies it. It and `spec` are class
+    variables, or properties where they are a choice.
     """
 
-    spec: eqx.AbstractClassVar[Spec]
-    max_steps: eqx.AbstractClassVar[int]
+    spec: eqx.AbstractVar[Spec]
+    max_steps: eqx.AbstractVar[int]
 
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[Any, PyTree[Float[Array, "..."]]]:

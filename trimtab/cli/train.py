@@ -20,7 +20,8 @@ class Flags:
     """What `trimtab train` takes beside the agent's own hyper-parameters."""
 
     env: str | None = None
-    """environment: a Gymnasium id, an own world's id, one of OGBench's names, or module:function of a factory."""
+    """environment: a Gymnasium id, module:id where a module brings it, an own world's id, one of OGBench's names, or
+    module:function of a factory."""
     dataset: str | None = None
     """data set to learn from: a file, a folder, the name of a data set in data/, or an id in Minari's store."""
     dataset_fraction: float = 1.0
@@ -39,6 +40,10 @@ class Flags:
     """environments stepped side by side."""
     updates_per_step: float = 1.0
     """gradient updates for each environment step."""
+    her: str | None = None
+    """relabel goals by hindsight: future, final or episode (what of an episode may become a goal)."""
+    her_k: int = 4
+    """steps with another goal for each one that keeps its own."""
     eval_freq: int = 10_000
     """steps between evaluations; 0 for none."""
     eval_episodes: int = 10

@@ -13,6 +13,7 @@ from trimtab.batches import Chunk, Recorded, Sarsa, Transition
 from trimtab.core import AbstractEnv, AbstractPolicy, Spec
 from trimtab.data import windows
 from trimtab.data.buffer import Buffer
+from trimtab.data.her import Hindsight
 from trimtab.envs.plans import Plan
 from trimtab.envs.wrappers import AutoReset
 
@@ -90,11 +91,15 @@ def _draw(
     return windows.draw(rows, key, n, chunk, oldest, size, num_envs)
 
 
-def _sample(buffer: Buffer, key: PRNGKeyArray, n: int, chunk: int | None, num_envs: int) -> Transition | Chunk | Sarsa:
-    """`n` rows, windows or transitions with the next action, drawn uniformly with replacement."""
+def _sample(
+    buffer: Buffer, key: PRNGKeyArray, n: int, chunk: int | None, hindsight: Hindsight | None, num_envs: int
+) -> Transition | Chunk | Sarsa:
+    """`n` rows, windows, transitions with the next action or with other goals, drawn uniformly with replacement."""
     if not isinstance(buffer.rows, Recorded):
         return buffer.sample(key, n)
     oldest = (buffer.head - buffer.size) % buffer.capacity
+    if hindsight is not None:
+        return hindsight.draw(buffer.rows, key, n, oldest, buffer.size, num_envs)
     return _draw(buffer.rows, key, n, chunk, oldest, buffer.size, num_envs)
 
 
@@ -142,13 +147,15 @@ class ReplaySource(AbstractSource):
     """A replay buffer fed by environments on the host, optionally started from a data set (offline-to-online).
 
     With `chunk`, batches are windows of that many steps of one environment (`Chunk`), with `next_action` they are
-    transitions with the next action (`Sarsa`); in both cases rows are `Recorded`.
+    transitions with the next action (`Sarsa`), with `hindsight` transitions of which some have another goal; in all
+    three cases rows are `Recorded`.
     """
 
     template: Transition | Recorded
     dataset: Transition | Recorded | None
     capacity: int = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
+    hindsight: Hindsight | None
     chunk: int | None = eqx.field(static=True)
     num_envs: int = eqx.field(static=True)
 
@@ -162,14 +169,15 @@ class ReplaySource(AbstractSource):
         *,
         chunk: int | None = None,
         next_action: bool = False,
+        hindsight: Hindsight | None = None,
         num_envs: int = 1,
     ) -> "ReplaySource":
         """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start.
 
         With `chunk` or `next_action` the data set is `Recorded`; `num_envs` rows come at once, one an environment.
         """
-        template = _template(spec, chunk is not None or next_action)
-        return cls(template, dataset, capacity, batch_size, chunk, num_envs)
+        template = _template(spec, chunk is not None or next_action or hindsight is not None)
+        return cls(template, dataset, capacity, batch_size, hindsight, chunk, num_envs)
 
     def init(self, key: PRNGKeyArray) -> Buffer:
         """An empty buffer, or one that starts with the data set's newest rows."""
@@ -185,7 +193,7 @@ class ReplaySource(AbstractSource):
 
     def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
-        return _sample(state, key, self.batch_size, self.chunk, self.num_envs)
+        return _sample(state, key, self.batch_size, self.chunk, self.hindsight, self.num_envs)
 
     def cut(self, state: Buffer) -> Buffer:
         """The state whose newest rows end their episodes: what comes next does not go on from them."""
@@ -213,6 +221,9 @@ class WorldState(eqx.Module):
     episode_length: Int[Array, " n"]
     recent_returns: Float[Array, " recent"]
     recent_lengths: Float[Array, " recent"]
+    episode_success: Float[Array, " n"]
+    """1 if a step of the episode so far reported success, else 0; NaN where the world reports none."""
+    recent_successes: Float[Array, " recent"]
     finished: Int[Array, ""]
     plan: Plan | None = None
     """what the explorer has planned, where it plans."""
@@ -223,11 +234,12 @@ class WorldSource(AbstractSource):
     from a data set (offline-to-online).
 
     With `chunk`, batches are windows of that many steps of one copy (`Chunk`), and the explorer may plan up to that
-    many actions at once; with `next_action` they are transitions with the next action (`Sarsa`). In both cases rows are
-    `Recorded`.
+    many actions at once; with `next_action` they are transitions with the next action (`Sarsa`), with `hindsight`
+    transitions of which some have another goal. In all three cases rows are `Recorded`.
     """
 
     env: AutoReset
+    hindsight: Hindsight | None
     dataset: Transition | Recorded | None
     num_envs: int = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
@@ -246,16 +258,18 @@ class WorldSource(AbstractSource):
         *,
         chunk: int | None = None,
         next_action: bool = False,
+        hindsight: Hindsight | None = None,
     ) -> "WorldSource":
         """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk` or `next_action` the
         data set is `Recorded`.
         """
-        return cls(AutoReset.create(env), dataset, num_envs, capacity, batch_size, chunk, next_action)
+        wrapped = AutoReset.create(env)
+        return cls(wrapped, hindsight, dataset, num_envs, capacity, batch_size, chunk, next_action)
 
     @property
     def recorded(self) -> bool:
         """Whether rows say where their episodes ended."""
-        return self.chunk is not None or self.next_action
+        return self.chunk is not None or self.next_action or self.hindsight is not None
 
     def init(self, key: PRNGKeyArray) -> WorldState:
         """Fresh episodes, and a buffer that is empty or starts with the data set's newest rows."""
@@ -269,6 +283,8 @@ class WorldSource(AbstractSource):
             episode_length=jnp.zeros(self.num_envs, jnp.int32),
             recent_returns=jnp.full((RECENT,), jnp.nan),
             recent_lengths=jnp.full((RECENT,), jnp.nan),
+            episode_success=jnp.full((self.num_envs,), jnp.nan),
+            recent_successes=jnp.full((RECENT,), jnp.nan),
             finished=jnp.int32(0),
             plan=self._plan(),
         )
@@ -291,6 +307,9 @@ class WorldSource(AbstractSource):
         rows = Transition(state.obs, action, out.reward, discount, out.obs)
         done = out.terminated | out.truncated
         total, length = state.episode_return + out.reward, state.episode_length + 1
+        success = state.episode_success
+        if "success" in out.info:
+            success = jnp.fmax(success, out.info["success"].astype(jnp.float32))  # a number replaces the NaN
         # The k-th episode to end takes the k-th slot of the ring; the others aim past its end and are dropped.
         slots = jnp.where(done, (state.finished + jnp.cumsum(done, dtype=jnp.int32) - 1) % RECENT, RECENT)
         return WorldState(
@@ -301,13 +320,15 @@ class WorldSource(AbstractSource):
             episode_length=jnp.where(done, 0, length),
             recent_returns=state.recent_returns.at[slots].set(total, mode="drop"),
             recent_lengths=state.recent_lengths.at[slots].set(length.astype(jnp.float32), mode="drop"),
+            episode_success=jnp.where(done, jnp.nan, success),
+            recent_successes=state.recent_successes.at[slots].set(success, mode="drop"),
             finished=state.finished + done.sum(dtype=jnp.int32),
             plan=None if plan is None else plan.cleared(done),
         )
 
     def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
-        return _sample(state.buffer, key, self.batch_size, self.chunk, self.num_envs)
+        return _sample(state.buffer, key, self.batch_size, self.chunk, self.hindsight, self.num_envs)
 
     def stored(self, state: WorldState) -> WorldState:
         """The state with the rows in use."""

@@ -77,6 +77,28 @@ def _finite(obs: Any) -> bool:
     return bool(np.isfinite(obs).all())
 
 
+def goal_reward(env: gymnasium.Env, label: str) -> Callable[[np.ndarray, np.ndarray, Any], Any]:
+    """The reward of an environment with goals as a function of rows: achieved goals, wanted goals, info.
+
+    Raises `UsageError` if it has no `compute_reward`.
+    """
+    function = getattr(env.unwrapped, "compute_reward", None)
+    if function is None:
+        raise UsageError(f"{label} has no compute_reward(achieved_goal, desired_goal, info), which --her needs")
+    rows = np.zeros((2, *env.observation_space["achieved_goal"].shape), np.float32)  # pyright: ignore[reportIndexIssue]
+    if np.shape(function(rows, rows, {})) == (2,):
+        return function
+    return lambda achieved, goal, info: np.array([function(a, g, info) for a, g in zip(achieved, goal, strict=True)])
+
+
+def time_limit(env: gymnasium.Env, label: str) -> int:
+    """The longest episode in steps. Raises `UsageError` if the environment does not say."""
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    if limit is None:
+        raise UsageError(f"{label} says no time limit, which --her needs: register it with max_episode_steps")
+    return limit
+
+
 class ActionScale:
     """Maps [-1, 1] actions to the environment's bounds and shape; indices pass through."""
 

@@ -2,8 +2,9 @@
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -29,7 +30,8 @@ class World:
 
 
 def find(env: str | Callable[..., Any] | AbstractEnv) -> World:
-    """The world behind a registered id, `module:function`, a factory of Gymnasium environments, or an own world.
+    """The world behind a registered id, `module:id` for a module whose import registers the id with Gymnasium,
+    `module:function`, a factory of Gymnasium environments, or an own world.
 
     A factory is called without arguments, or with `render_mode=...` for videos when it takes that argument.
     Raises `UsageError`, naming the nearest id, if there is none or its spaces are not supported.
@@ -43,6 +45,8 @@ def find(env: str | Callable[..., Any] | AbstractEnv) -> World:
         if ogbench.is_name(env):
             make = lambda render_mode=None: ogbench.make(env, render_mode)
             return _from_make(make, env, env, _make_one(make, env))
+        if re.fullmatch(r"[\w.]+:[\w./-]+-v\d+", env):
+            return _from_module_id(env)
         if ":" in env and env not in gymnasium.registry:
             return _from_factory(_import_factory(env), env)
         return _from_id(env)
@@ -77,6 +81,15 @@ def _from_id(name: str) -> World:
         return gymnasium.make(name, disable_env_checker=True, **rendering)
 
     return _from_make(make, name, name, _make_one(make, name))
+
+
+def _from_module_id(path: str) -> World:
+    module, _, name = path.partition(":")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"cannot import {module!r}, which should bring the environment {name!r}: {error}") from error
+    return replace(_from_id(name), name=path)
 
 
 def _import_factory(path: str) -> Callable[..., Any]:

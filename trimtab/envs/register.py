@@ -1,9 +1,11 @@
 """Own worlds by id. Users add theirs with `register`, from a module named by `--import`."""
 
 from collections.abc import Callable
+from functools import partial
 
 from trimtab.core import AbstractEnv, UsageError
 from trimtab.envs import probes
+from trimtab.envs.seek import ContinuousSeek, DriveSeek, NoisySeek
 from trimtab.envs.two_route import TwoRoute
 
 _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
@@ -14,6 +16,12 @@ _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "probe/Both": probes.Both,
     "probe/Cut": probes.Cut,
     "trimtab/TwoRoute-v0": TwoRoute.create,
+    "trimtab/ContinuousSeek5-v0": partial(ContinuousSeek.create, 5),
+    "trimtab/ContinuousSeek10-v0": partial(ContinuousSeek.create, 10),
+    "trimtab/ContinuousSeek20-v0": partial(ContinuousSeek.create, 20),
+    "trimtab/DriveSeek-v0": DriveSeek.create,
+    "trimtab/DriveSeekSmall-v0": partial(DriveSeek.create, half=5, max_goals=40, max_steps=30),
+    "trimtab/NoisySeek-v0": NoisySeek.create,
 }
 
 

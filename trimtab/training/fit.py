@@ -341,12 +341,10 @@ class _Loop:
         if not isinstance(self.source, WorldSource):
             return {}
         state = self.t.state
-        returns, lengths = np.asarray(state.recent_returns), np.asarray(state.recent_lengths)
-        if self.t.seeds is not None:
-            returns, lengths = returns[i], lengths[i]
-        if np.isnan(returns).all():
-            return {}
-        return {"rollout/ep_rew_mean": float(np.nanmean(returns)), "rollout/ep_len_mean": float(np.nanmean(lengths))}
+        recent = (state.recent_returns, state.recent_lengths, state.recent_successes)
+        names = ("rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/success_rate")
+        numbers = [np.asarray(x) if self.t.seeds is None else np.asarray(x)[i] for x in recent]
+        return {name: float(np.nanmean(x)) for name, x in zip(names, numbers, strict=True) if not np.isnan(x).all()}
 
     def _evaluate(self) -> None:
         t = self.t
