@@ -19,13 +19,13 @@ import numpy as np
 
 from trimtab.agents import AGENTS, batch_class, config_class
 from trimtab.batches import Chunk, Recorded, Sarsa, Transition
-from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError
+from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError, has_goals
 from trimtab.data import windows
 from trimtab.data.her import Hindsight, HostReward, WorldReward
 from trimtab.data.readers import read_recorded
 from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, WorldSource
 from trimtab.diagnostics import TRAINING_PROBES
-from trimtab.envs.goals import AbstractGoalEnv, has_goals
+from trimtab.envs.goals import AbstractGoalEnv
 from trimtab.envs.gym import Collector, goal_reward, time_limit
 from trimtab.envs.hosted import Hosted
 from trimtab.envs.make import World, find

@@ -30,6 +30,10 @@ class RunError(TrimtabError):
     """A run failed on its way (environment, disk, checkpoint). Exit status 1."""
 
 
+ACHIEVED, DESIRED, OBSERVATION = "achieved_goal", "desired_goal", "observation"
+"""The parts of an observation with goals: what the state amounts to, what the episode wants, and all else."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What an agent must know of its world: the shapes that go in and out.
@@ -96,6 +100,20 @@ class AbstractAgent(eqx.Module):
     @abc.abstractmethod
     def update(self, batch: Any, key: PRNGKeyArray) -> "tuple[AbstractAgent, Metrics]":
         """One gradient update on a batch with a leading batch axis."""
+
+
+def has_goals(obs: Any) -> bool:
+    """Whether an observation (or its spec) has the three parts of one with goals, and no other."""
+    return isinstance(obs, dict) and set(obs) == {ACHIEVED, DESIRED, OBSERVATION}
+
+
+def require_goals(spec: Spec, agent: str) -> None:
+    """Raises `UsageError` if `spec` has no goals, which `agent` cannot do without."""
+    if not has_goals(spec.obs):
+        raise UsageError(
+            f"{agent} needs observations with the parts achieved_goal, desired_goal and observation: "
+            "choose an environment with goals, such as trimtab/ContinuousSeek10-v0"
+        )
 
 
 def require_continuous(spec: Spec, agent: str) -> None:

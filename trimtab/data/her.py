@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Recorded, Transition
-from trimtab.core import Spec, UsageError
-from trimtab.envs.goals import ACHIEVED, DESIRED, AbstractGoalEnv
+from trimtab.core import ACHIEVED, DESIRED, Spec, UsageError
+from trimtab.envs.goals import AbstractGoalEnv
 
 STRATEGIES = ("future", "final", "episode")
 

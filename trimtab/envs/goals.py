@@ -1,16 +1,12 @@
 """Worlds with goals: an observation of three named parts, as Gymnasium-Robotics' `GoalEnv` has it."""
 
 import abc
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trimtab.core import AbstractEnv, Spec
-
-ACHIEVED, DESIRED, OBSERVATION = "achieved_goal", "desired_goal", "observation"
-"""The parts of an observation: the goal that the state amounts to, the goal of the episode, and all else."""
+from trimtab.core import ACHIEVED, DESIRED, OBSERVATION, AbstractEnv, Spec
 
 
 class AbstractGoalEnv(AbstractEnv):
@@ -34,8 +30,3 @@ def goal_spec(achieved: int, desired: int, observation: int, action: int) -> Spe
 def goal_obs(achieved: Array, desired: Array, observation: Array) -> dict[str, Array]:
     """The observation with these parts."""
     return {ACHIEVED: achieved, DESIRED: desired, OBSERVATION: observation}
-
-
-def has_goals(obs: Any) -> bool:
-    """Whether an observation (or its spec) has the three parts."""
-    return isinstance(obs, dict) and set(obs) == {ACHIEVED, DESIRED, OBSERVATION}

@@ -54,6 +54,7 @@ class ContinuousSeek(AbstractGoalEnv):
 
     @property
     def spec(self) -> Spec:
+        """The lengths of the observation's parts and of the action."""
         return goal_spec(self.dimension, self.dimension, self.dimension, self.dimension)
 
     def reset(self, key: PRNGKeyArray) -> tuple[tuple[Array, Array], dict[str, Array]]:
@@ -97,6 +98,7 @@ class DriveSeek(AbstractGoalEnv):
 
     @property
     def spec(self) -> Spec:
+        """The lengths of the observation's parts and of the action."""
         return goal_spec(2, ROW * self.max_goals, 4, 1)
 
     def reset(self, key: PRNGKeyArray) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
@@ -157,6 +159,7 @@ class NoisySeek(AbstractGoalEnv):
 
     @property
     def spec(self) -> Spec:
+        """The lengths of the observation's parts and of the action."""
         return goal_spec(2, ROW * self.max_goals, 2, 2)
 
     def reset(self, key: PRNGKeyArray) -> tuple[tuple[Array, Array], dict[str, Array]]:

@@ -130,7 +130,7 @@ def receive(source: ReplaySource, state, items):
 
 
 @jax.jit
-def draw(source: ReplaySource, state, key):
+def draw(source, state, key):
     return source.batch(state, key)
 
 
@@ -224,7 +224,7 @@ def test_own_world_goals_come_from_the_same_episode(n):
         for e, slot in enumerate(newest):
             reached = np.asarray(state.buffer.rows.transition.next_obs["achieved_goal"][slot])
             paths.setdefault((e, goal[e].tobytes()), []).append(reached.tobytes())
-    batch = jax.jit(source.batch)(state, jr.key(4))
+    batch = draw(source, state, jr.key(4))
     where = {step: (key, t) for key, path in paths.items() for t, step in enumerate(path)}
     own = {key[1] for key in paths}
     relabelled, rewards = 0, jax.vmap(world.reward)(batch.next_obs["achieved_goal"], batch.obs["desired_goal"])
