@@ -80,6 +80,8 @@ def train(
     keep_evaluated: bool = False,
     log: Sequence[str] = ("csv", "tensorboard"),
     probes: Sequence[str] = (),
+    probe_freq: int = 0,
+    on_diverge: str = "warn",
     out: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -93,9 +95,10 @@ def train(
     `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` (a path, a name in `data/` or an
     id in Minari's store) the agent first learns from data for `offline_steps` updates; `online_steps` > 0 then goes on
     in `env` with the same agent and the data in its buffer. `dataset_fraction` below 1 keeps only that share of the
-    rows. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged at each evaluation,
-    and `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. With `her`, `her_k` of `her_k + 1` steps
-    that are learnt from get another goal, reached in the "future", at the end ("final") or anywhere in their "episode".
+    rows. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged every `probe_freq`
+    steps (0: at evaluations); with `on_diverge="stop"` the alarm of one of them ends the run as diverged.
+    `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. With `her`, `her_k` of `her_k + 1` steps that
+    are learnt from get another goal, reached in the "future", at the end ("final") or anywhere in their "episode".
     Steps are environment steps online, updates offline. `seeds` trains one agent a seed, together by `vmap` where the
     source lives on the device, else one after the other. Raises `UsageError` for a request that cannot be carried out,
     `RunError` for a run that fails, and `trimtab.training.fit.Interrupted` after Ctrl-C or SIGTERM, with a checkpoint
@@ -110,6 +113,7 @@ def train(
         raise UsageError("say how long to learn from the data set: add --offline-steps N")
     positive = dict(eval_episodes=eval_episodes, num_envs=num_envs, log_freq=log_freq)
     nonnegative = dict(eval_freq=eval_freq, checkpoint_freq=checkpoint_freq, online_steps=online_steps)
+    nonnegative |= dict(probe_freq=probe_freq)
     positive |= {"updates_per_step": updates_per_step} | (
         {"offline_steps": offline_steps} if dataset else {"steps": steps}
     )
@@ -128,8 +132,12 @@ def train(
     if not 0.0 < dataset_fraction <= 1.0:
         raise UsageError(f"dataset-fraction must be above 0 and at most 1, got {dataset_fraction}")
     check_loggers(tuple(log))
-    if find_probes(probes) and not eval_freq:
-        raise UsageError("probes are measured at evaluations: leave --eval-freq above 0")
+    if find_probes(probes) and not (probe_freq or eval_freq):
+        raise UsageError("say when to measure the probes: leave --eval-freq above 0, or add --probe-freq N")
+    if on_diverge not in ("warn", "stop"):
+        raise UsageError(f"unknown on-diverge {on_diverge!r}: choose warn or stop")
+    if on_diverge == "stop" and "seem" not in probes:
+        raise UsageError("--on-diverge stop needs a probe that gives alarms: add --probes seem")
     configure(device)
     record = dict(
         format=FORMAT,
@@ -151,6 +159,8 @@ def train(
         keep_evaluated=bool(keep_evaluated),
         log=list(log),
         probes=list(probes),
+        probe_freq=int(probe_freq),
+        on_diverge=on_diverge,
         device=device,
         imports=list(imports),
         agent_config=asdict(config),

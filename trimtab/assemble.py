@@ -19,7 +19,7 @@ import numpy as np
 
 from trimtab.agents import AGENTS, batch_class, config_class
 from trimtab.batches import Chunk, Recorded, Sarsa, Transition
-from trimtab.core import AbstractAgent, AbstractEnv, Spec, UsageError, has_goals
+from trimtab.core import AbstractAgent, AbstractEnv, AbstractMonitor, Spec, UsageError, has_goals
 from trimtab.data import windows
 from trimtab.data.her import Hindsight, HostReward, WorldReward
 from trimtab.data.readers import read_recorded
@@ -34,7 +34,7 @@ from trimtab.run.logging import Progress, make_loggers
 from trimtab.training import checkpoint
 from trimtab.training.compile import Totals, seed_axes
 from trimtab.training.evaluate import EVALUATION_SEED, GymEvaluator, WorldEvaluator
-from trimtab.training.fit import REMEDY, Diverged, Schedule, Signals, Training, fit, kept, take_seed
+from trimtab.training.fit import REMEDY, Diverged, Schedule, Signals, Training, Watch, fit, kept, take_seed
 
 EnvLike = str | Callable[..., Any] | AbstractEnv
 """An environment's id, a factory of Gymnasium environments, or an own world."""
@@ -154,7 +154,8 @@ def check_probes(probes: Mapping[str, Any], setup: "Setup", source: AbstractSour
 
     def everything(agent: Any, key: Any) -> Any:
         batch = source.batch(source.init(key), key)
-        return [probe(agent, batch, key) for probe in probes.values()]
+        measures = [p.measure if isinstance(p, AbstractMonitor) else p for p in probes.values()]
+        return [measure(agent, batch, key) for measure in measures]
 
     jax.eval_shape(everything, setup.skeleton(), jr.key(0))
 
@@ -304,6 +305,8 @@ class Setup:
             eval_every=r["eval_freq"],
             checkpoint_every=r["checkpoint_freq"],
             eval_episodes=r["eval_episodes"],
+            probe_every=r.get("probe_freq") or r["eval_freq"],
+            stop_on_alarm=r.get("on_diverge") == "stop",
             updates_per_step=r["updates_per_step"],
             keep_evaluated=r.get("keep_evaluated", False),
             references=tuple(r["references"]) if r.get("references") else None,
@@ -358,6 +361,7 @@ def execute(
     if meta:
         training.best = [checkpoint.meta(folder)["best"] for folder in folders or []]
         training.best = [-np.inf if best is None else best for best in training.best]
+        training.watches = _stored_watches(folders or [])
     keys = [jr.key(s) for s in seeds]
     run_key = jnp.stack(keys) if together else keys[0]
     try:
@@ -461,6 +465,19 @@ def _stored_totals(folders: list[Path], together: int | None) -> Totals:
     names = [name for name in each[0] if name.startswith("totals/")]
     pairs = {name: each[0][name] if together is None else np.stack([a[name] for a in each], axis=1) for name in names}
     return {name.removeprefix("totals/"): (jnp.asarray(p[0]), jnp.asarray(p[1])) for name, p in pairs.items()}
+
+
+def _stored_watches(folders: list[Path]) -> list[dict[str, Watch]]:
+    """What the monitors kept of each run; empty if they had not looked yet."""
+    watches: list[dict[str, Watch]] = []
+    for folder in folders:
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for key, value in checkpoint.load_arrays(folder).items():
+            if key.startswith("watch/"):
+                _, name, rest = key.split("/", 2)
+                found.setdefault(name, {})[rest] = value
+        watches.append({name: Watch.restored(arrays) for name, arrays in found.items()})
+    return watches if any(watches) else []
 
 
 def _restore_collector(

@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 Metrics = dict[str, Float[Array, "..."]]
@@ -114,6 +115,41 @@ def require_goals(spec: Spec, agent: str) -> None:
             f"{agent} needs observations with the parts achieved_goal, desired_goal and observation: "
             "choose an environment with goals, such as trimtab/ContinuousSeek10-v0"
         )
+
+
+Memory = dict[str, np.ndarray]
+"""What a monitor keeps between two looks: arrays, so that a checkpoint can hold them."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a monitor made of one look at a training agent."""
+
+    metrics: dict[str, float]
+    """what is logged; NaN for what could not be told this time."""
+    memory: Memory
+    """what the next look is compared with."""
+    alarm: str | None
+    """why training should not go on like this, or None."""
+
+
+class AbstractMonitor(abc.ABC):
+    """A diagnostic with a memory: it looks at the same rows of data again and again while an agent trains.
+
+    `measure` is traced and compiled, `judge` runs on the host. A final class is a frozen dataclass without arrays.
+    """
+
+    rows: int
+    """how many rows of data it looks at."""
+
+    @abc.abstractmethod
+    def measure(self, agent: AbstractAgent, batch: Any, key: PRNGKeyArray) -> dict[str, Array]:
+        """Arrays for `judge`, from the agent and a batch of the chosen rows. Raises `UsageError` if it does not suit
+        the agent or its batches."""
+
+    @abc.abstractmethod
+    def judge(self, config: Any, found: dict[str, np.ndarray], memory: Memory) -> Judgement:
+        """What was found, against the `memory` of the last look (empty at the first); `config` is the agent's."""
 
 
 def require_continuous(spec: Spec, agent: str) -> None:

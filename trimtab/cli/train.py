@@ -3,7 +3,7 @@
 import itertools
 import shlex
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -57,7 +57,11 @@ class Flags:
     log: tuple[str, ...] = ("csv", "tensorboard")
     """loggers: csv, tensorboard, wandb, mlflow."""
     probes: tuple[str, ...] = ()
-    """diagnostics to log at each evaluation: rollout-grad (gradients through a flow's rollout)."""
+    """diagnostics to log: rollout-grad (gradients through a flow's rollout), seem (do values feed on themselves?)."""
+    probe_freq: int = 0
+    """steps between two measurements of the probes; 0: at evaluations."""
+    on_diverge: Literal["warn", "stop"] = "warn"
+    """what an alarm of the probe seem does: a line, or the end of the run with a checkpoint and exit status 1."""
     video: int = 0
     """episodes of the trained policy to film at the end."""
     out: str = "runs"

@@ -13,7 +13,7 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.batches import Recorded, Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, RunError, TrimtabError
+from trimtab.core import AbstractAgent, AbstractMonitor, AbstractPolicy, Memory, Metrics, RunError, TrimtabError
 from trimtab.data.sources import AbstractSource, WorldSource
 from trimtab.envs.gym import Collector
 from trimtab.policies.compose import Uniform
@@ -26,8 +26,8 @@ from trimtab.training.evaluate import normalized_score
 Evaluate = Callable[[AbstractPolicy, int], list[dict[str, float]]]
 """(policy, episodes) -> one dict an episode with return, length, success."""
 
-Probe = Callable[[Any, Any, Any], Metrics]
-"""(agent, batch, key) -> metrics, logged as `diagnostics/NAME` at each evaluation."""
+Probe = Callable[[Any, Any, Any], Metrics] | AbstractMonitor
+"""(agent, batch, key) -> metrics, logged as `diagnostics/NAME_KEY`; a monitor looks at the same rows each time."""
 
 SETTLED = 100
 """Updates in a log line after which a loss that is still missing is NaN rather than delayed."""
@@ -61,6 +61,33 @@ class Schedule:
     """whether the agent of each evaluation is kept, in `evaluated/step_N/`."""
     references: tuple[float, float] | None = None
     """returns of a random and of an expert policy: evaluations are also logged as normalised scores."""
+    probe_every: int = 10_000
+    stop_on_alarm: bool = False
+    """whether a monitor's alarm ends the run; otherwise it is said once."""
+
+
+@dataclass
+class Watch:
+    """What a monitor keeps of one run: the rows that it looks at, chosen once, and its memory."""
+
+    rows: list[np.ndarray] = field(default_factory=list)
+    """the leaves of a batch; empty before the first look."""
+    memory: Memory = field(default_factory=dict)
+    alarmed: bool = False
+    """whether the last look gave an alarm."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a checkpoint keeps of it."""
+        rows = {f"rows/{j}": leaf for j, leaf in enumerate(self.rows)}
+        memory = {f"memory/{name}": value for name, value in self.memory.items()}
+        return rows | memory | {"alarmed": np.array(self.alarmed)}
+
+    @classmethod
+    def restored(cls, arrays: dict[str, np.ndarray]) -> "Watch":
+        """The inverse of `arrays`."""
+        part = lambda start: {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+        rows = part("rows/")
+        return cls([rows[str(j)] for j in range(len(rows))], part("memory/"), bool(arrays["alarmed"]))
 
 
 @dataclass
@@ -79,7 +106,9 @@ class Training:
     """sums of the updates' metrics since the last log line; None: no update in this phase yet."""
     seeds: int | None = None
     failed: dict[int, str] = field(default_factory=dict)
-    """runs that diverged beside others that went on: index -> what was not finite. Nothing is written for them."""
+    """runs that diverged beside others that went on: index -> why. Nothing more is written for them."""
+    watches: list[dict[str, Watch]] = field(default_factory=list)
+    """of each run, by the name of its monitor; empty before the first look."""
 
     @property
     def lost(self) -> bool:
@@ -96,7 +125,8 @@ class Interrupted(TrimtabError):
 
 
 class Diverged(RunError):
-    """A loss or a parameter became NaN or infinite. No checkpoint of that state is written."""
+    """A loss or a parameter became NaN or infinite, or a monitor's alarm ended the run. No checkpoint is written of a
+    state that is not finite."""
 
 
 class Signals:
@@ -211,7 +241,9 @@ class _Loop:
     ) -> None:
         self.t, self.source, self.runs, self.schedule = training, source, runs, schedule
         self.run_key, self.progress, self.collector, self.phase = run_key, progress, collector, phase
-        self.evaluate, self.probes = evaluate, {name: jax.jit(probe) for name, probe in probes.items()}
+        self.evaluate, self.probes = evaluate, probes
+        plain = lambda probe: probe.measure if isinstance(probe, AbstractMonitor) else probe
+        self.measures = {name: jax.jit(plain(probe)) for name, probe in probes.items()}
         self.chunk = chunk if training.seeds is None else chunk_seeds
         self.act_key = self._stream(ACT_STREAM)
         if training.totals is None:
@@ -271,7 +303,7 @@ class _Loop:
     def _device_steps(self) -> None:
         t, s = self.t, self.schedule
         per_update = self.source.num_envs if isinstance(self.source, WorldSource) else 1
-        events = (s.log_every, s.eval_every, s.checkpoint_every)
+        events = (s.log_every, s.eval_every, s.checkpoint_every, *((s.probe_every,) if self.probes else ()))
         until = min([s.steps] + [(t.step // every + 1) * every for every in events if every])
         updates = -(-(until - t.step) // per_update)
         t.agent, t.state, t.totals = self.chunk(
@@ -287,6 +319,8 @@ class _Loop:
             self._log()
         if crossed(s.eval_every) and self.evaluate:
             self._evaluate()
+        if self.probes and crossed(s.probe_every) and int(t.agent.step):
+            self._probe()
         if crossed(s.checkpoint_every):
             self.checkpoint()
 
@@ -311,7 +345,7 @@ class _Loop:
             if new >= SETTLED:
                 broken = [name for name, value in means.items() if name.endswith("_loss") and not np.isfinite(value)]
                 if broken:
-                    self._fail(i, broken[0])
+                    self._fail(i, f"{broken[0]} is not finite before step {t.step:,}")
         self.progress.show(t.step, mean, rate)
 
     def _going(self) -> list[tuple[int, Run]]:
@@ -323,12 +357,12 @@ class _Loop:
         agents = {i: self._agent(i) for i, _ in self._going()}
         for i, agent in agents.items():
             if not all_finite(agent):
-                self._fail(i, "a parameter")
+                self._fail(i, f"a parameter is not finite before step {self.t.step:,}")
         return {i: agents[i] for i, _ in self._going()}
 
-    def _fail(self, i: int, what: str) -> None:
+    def _fail(self, i: int, why: str) -> None:
         """Ends a run: one that trains alone by raising `Diverged`, one of several without harm to the others."""
-        run, why = self.runs[i], f"{what} is not finite before step {self.t.step:,}"
+        run = self.runs[i]
         if self.t.seeds is None:
             raise Diverged(f"training diverged: {why}; {REMEDY} ({kept(run)})")
         self.t.failed[i] = why
@@ -366,7 +400,7 @@ class _Loop:
                 metrics["eval/normalized_score"] = normalized_score(float(returns.mean()), self.schedule.references)
             if self.schedule.keep_evaluated:
                 checkpoint.save(run.path / "evaluated" / f"step_{t.step}", {"agent": agent}, {}, {"step": t.step})
-            run.log(t.step, metrics | self._probe(agent, i))
+            run.log(t.step, metrics)
             name = run.path.name if len(self.runs) > 1 else ""
             self.progress.evaluated(t.step, returns.mean(), returns.std(), name)
             if returns.mean() > t.best[i]:
@@ -374,14 +408,56 @@ class _Loop:
                 checkpoint.save(run.path / "best", {"agent": agent}, {}, {"step": t.step, "mean_return": t.best[i]})
         self.logged_time += time.perf_counter() - began  # evaluation is no training time
 
-    def _probe(self, agent: Any, i: int) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for name, probe in self.probes.items():
-            state = self.t.state if self.t.seeds is None else jax.tree.map(lambda x: x[i], self.t.state)
-            key = jr.fold_in(jr.key(PROBE_STREAM), self.t.step)
-            metrics = jax.device_get(probe(agent, self.source.batch(state, key), key))
-            found |= {f"diagnostics/{name}_{key}": float(value) for key, value in metrics.items()}
-        return found
+    def _probe(self) -> None:
+        t, alarms = self.t, {}
+        began = time.perf_counter()
+        monitors = [name for name, probe in self.probes.items() if isinstance(probe, AbstractMonitor)]
+        t.watches = t.watches or [{name: Watch() for name in monitors} for _ in self.runs]
+        key = jr.fold_in(jr.key(PROBE_STREAM), t.step)
+        for i, agent in self._sound().items():
+            metrics: dict[str, float] = {}
+            state = t.state if t.seeds is None else jax.tree.map(lambda x, i=i: x[i], t.state)
+            for name, probe in self.probes.items():
+                if isinstance(probe, AbstractMonitor):
+                    found, alarm = self._look(i, name, probe, agent, state)
+                    alarms |= {i: alarm} if alarm is not None else {}
+                else:
+                    batch = self.source.batch(state, key)
+                    found = {k: float(v) for k, v in jax.device_get(self.measures[name](agent, batch, key)).items()}
+                metrics |= {f"diagnostics/{name}_{k}": value for k, value in found.items()}
+            self.runs[i].log(t.step, metrics)
+        if alarms and self.schedule.stop_on_alarm:
+            self.checkpoint()  # before the end, so that what gave the alarm can be looked at
+            for i, alarm in alarms.items():
+                self._fail(i, f"{alarm}, at step {t.step:,}")
+        self.logged_time += time.perf_counter() - began  # nor are probes training time
+
+    def _look(
+        self, i: int, name: str, monitor: AbstractMonitor, agent: Any, state: Any
+    ) -> tuple[dict[str, float], str | None]:
+        """One look of a monitor at the i-th run; says its alarm unless the last look gave one too."""
+        watch, key = self.t.watches[i][name], jr.key(PROBE_STREAM)
+        if not watch.rows:
+            watch.rows = self._choose(state, monitor.rows)
+        structure = jax.tree.structure(jax.eval_shape(lambda state: self.source.batch(state, key), state))
+        batch = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in watch.rows])
+        found = jax.device_get(self.measures[name](agent, batch, key))
+        judged = monitor.judge(agent.config, found, watch.memory)
+        if judged.alarm is not None and not watch.alarmed and not self.schedule.stop_on_alarm:
+            label = f"{self.runs[i].path.name}: " if len(self.runs) > 1 else ""
+            self.progress.say(f"{label}step {self.t.step:,}: {judged.alarm}")
+        watch.memory, watch.alarmed = judged.memory, judged.alarm is not None
+        return judged.metrics, judged.alarm
+
+    def _choose(self, state: Any, n: int) -> list[np.ndarray]:
+        """The leaves of `n` different rows of the source, or of all it has if they are fewer: the same at each call."""
+        draw = lambda k: jax.tree.leaves(jax.device_get(self.source.batch(state, k)))
+        first = draw(jr.key(PROBE_STREAM))
+        batches = [first] + [draw(k) for k in jr.split(jr.key(PROBE_STREAM), -(-2 * n // len(first[0])))]
+        leaves = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+        flat = np.concatenate([leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in leaves], axis=1)
+        kept = np.sort(np.unique(flat, axis=0, return_index=True)[1])[:n]
+        return [leaf[kept] for leaf in leaves]
 
     def _agent(self, i: int) -> AbstractAgent:
         """The agent of the i-th run, without a seed axis."""
@@ -403,12 +479,17 @@ class _Loop:
         totals = {f"totals/{name}": np.stack(pair) for name, pair in jax.device_get(t.totals or {}).items()}
         for i, agent in self._sound().items():
             run = self.runs[i]
-            arrays |= totals if t.seeds is None else {name: pair[:, i] for name, pair in totals.items()}
+            sums = totals if t.seeds is None else {name: pair[:, i] for name, pair in totals.items()}
+            watches = {
+                f"watch/{name}/{key}": value
+                for name, watch in (t.watches[i] if t.watches else {}).items()
+                for key, value in watch.arrays().items()
+            }
             state = t.state if t.seeds is None else jax.tree.map(lambda x, i=i: x[i], t.state)
             trees = {"agent": agent, "source": self.source.stored(state)}
             best = t.best[i] if t.best else None
             meta = {"step": t.step, "updates": t.updates, "phase": self.phase, "best": best}
-            checkpoint.save(run.path / "checkpoints" / f"step_{t.step}", trees, arrays, meta)
+            checkpoint.save(run.path / "checkpoints" / f"step_{t.step}", trees, arrays | sums | watches, meta)
             checkpoint.prune(run.path)
 
     def finish(self) -> None:
