@@ -38,6 +38,7 @@ from trimtab.diagnostics.health import nets_of
 from trimtab.nets.critic import Critic
 from trimtab.nets.linear import LayerNorm, Linear
 from trimtab.nets.mlp import ACTIVATIONS, MLP, concat
+from trimtab.nets.standardise import flatten
 
 SELF_EXCITING, FROZEN = 0.02, 0.99
 """Normalised SEEM above which values feed on themselves, and kernel cosine from which their direction is fixed."""
@@ -252,7 +253,7 @@ def q_value(mlp: MLP, x: Float[Array, " i"]) -> Float[Array, ""]:
 
 def rows_of(critic: Critic, obs: PyTree, action: Array) -> Float[Array, "n i"]:
     """What the networks of a critic see of observations and actions."""
-    return concat(obs, action)
+    return concat(flatten(obs, critic.inputs), action)
 
 
 METHODS = ("structured", "dense", "arnoldi")
