@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.agents import AGENTS, batch_class, config_class
-from trimtab.batches import Chunk, Recorded, Sarsa, Transition
+from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition
 from trimtab.core import AbstractAgent, AbstractEnv, AbstractMonitor, Spec, UsageError, has_goals
 from trimtab.data import windows
 from trimtab.data.her import Hindsight, HostReward, WorldReward
 from trimtab.data.readers import read_recorded
-from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, WorldSource
+from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, ScoredSource, WorldSource
 from trimtab.diagnostics import TRAINING_PROBES
 from trimtab.envs.goals import AbstractGoalEnv
 from trimtab.envs.gym import Collector, goal_reward, time_limit
@@ -32,7 +32,7 @@ from trimtab.envs.make import World, find
 from trimtab.run.folder import Run
 from trimtab.run.logging import Progress, make_loggers
 from trimtab.training import checkpoint
-from trimtab.training.compile import Totals, seed_axes
+from trimtab.training.compile import Totals, scores, seed_axes
 from trimtab.training.evaluate import EVALUATION_SEED, GymEvaluator, WorldEvaluator
 from trimtab.training.fit import REMEDY, Diverged, Schedule, Signals, Training, Watch, fit, kept, take_seed
 
@@ -95,12 +95,14 @@ class Reading:
     """steps of a `Chunk`, its config's field of that name; None for other batches."""
     next_action: bool
     """whether the batch is a `Sarsa`."""
+    scored: bool
+    """whether batches of a data set are `Scored`."""
 
     @classmethod
     def of(cls, agent: str, config: Any) -> "Reading":
         """What the agent of that name learns from."""
         kind = batch_class(agent_class(agent))
-        return cls(config.chunk if kind is Chunk else None, kind is Sarsa)
+        return cls(config.chunk if kind is Chunk else None, kind is Sarsa, Scored in get_args(kind))
 
     @property
     def recorded(self) -> bool:
@@ -251,10 +253,16 @@ class Setup:
         return jax.jit(lambda key: kind.create(key, self.spec, self.config))(jr.fold_in(jr.key(seed), 2**31 - 9))
 
     def phases(self) -> list[str]:
-        """The phases in their order: "offline", "online", or both."""
-        return (["offline"] if self.dataset is not None else []) + (
-            ["online"] if self.dataset is None or self.record["online_steps"] else []
-        )
+        """The phases in their order: "offline", "online", or both; "proxy" first for an agent that scores its data."""
+        if self.dataset is None:
+            return ["online"]
+        before = ["proxy"] if self.proxy_steps else []
+        return [*before, "offline", *(["online"] if self.record["online_steps"] else [])]
+
+    @property
+    def proxy_steps(self) -> int:
+        """Updates before the data are scored: the config's field of that name, 0 without it or without data."""
+        return self.config.proxy_steps if self.dataset is not None and _has(self.config, "proxy_steps") else 0
 
     def source(self, phase: str) -> AbstractSource:
         """Where the batches of a phase come from. Raises `UsageError` if the sizes asked for do not fit."""
@@ -265,7 +273,9 @@ class Setup:
         chunk = reading.chunk
         if chunk is not None and chunk < 1:
             raise UsageError(f"chunk must be at least 1, got {chunk}")
-        if phase == "offline":
+        if phase == "offline" and reading.scored:
+            return ScoredSource(self.dataset, config.batch_size)
+        if phase in ("proxy", "offline"):
             return OfflineSource(self.dataset, config.batch_size, chunk)
         if config.buffer_size < num_envs * (chunk or 1):
             least = f"{num_envs} (num_envs)" if chunk is None else f"{num_envs * chunk} (num_envs times chunk)"
@@ -299,8 +309,9 @@ class Setup:
 
     def schedule(self, phase: str) -> Schedule:
         """When things happen in a phase."""
-        r, offline = self.record, self.record["offline_steps"] if self.dataset is not None else 0
-        shared = dict(
+        r, proxy = self.record, self.proxy_steps
+        offline = proxy + r["offline_steps"] if self.dataset is not None else 0
+        shared: dict[str, Any] = dict(
             log_every=r["log_freq"],
             eval_every=r["eval_freq"],
             checkpoint_every=r["checkpoint_freq"],
@@ -311,8 +322,10 @@ class Setup:
             keep_evaluated=r.get("keep_evaluated", False),
             references=tuple(r["references"]) if r.get("references") else None,
         )
+        if phase == "proxy":
+            return replace(Schedule(steps=proxy, **shared), eval_every=0)  # there is no policy yet
         if phase == "offline":
-            return Schedule(steps=offline, **shared)
+            return Schedule(steps=offline, start=proxy, **shared)
         if self.dataset is None:
             return Schedule(steps=r["steps"], learning_starts=max(1, self.config.learning_starts), **shared)
         # The agent knows how to act and its buffer is full: no random steps after offline training. An agent that knows
@@ -376,6 +389,8 @@ def execute(
                 state = _initial_state(source, seeds, together)
                 if here:
                     state = stored_state(source, state, folders or [], together)
+                elif isinstance(source, ScoredSource):
+                    state = scores(source, training.agent, run_key, together)
                 training.state, training.updates, training.pending, training.totals = state, 0, None, None
                 collector = None
                 if phase == "online" and setup.world is not None and setup.world.make is not None:

@@ -57,6 +57,16 @@ class Sarsa(eqx.Module):
     """1 where `next_action` is the data's action in `next_obs`, else 0."""
 
 
+class Scored(eqx.Module):
+    """Transitions of a data set, and the agent's own score of each row, given before it began to learn from them."""
+
+    transition: Transition
+    score: Float[AnyArray, " b"]
+    """of these rows."""
+    least: Float[AnyArray, ""]
+    """the least score of the whole data set."""
+
+
 class Chunk(eqx.Module):
     """Windows of `h` successive steps: what an agent that plans `h` actions at once learns from.
 

@@ -152,6 +152,16 @@ class AbstractMonitor(abc.ABC):
         """What was found, against the `memory` of the last look (empty at the first); `config` is the agent's."""
 
 
+class AbstractScorer(AbstractAgent):
+    """An agent that first learns what it needs to score a data set: phase "proxy" of its config's field `phase`, for
+    `proxy_steps` updates. Each row is then scored once, and in phase "offline" its batches are `Scored`.
+    """
+
+    @abc.abstractmethod
+    def score(self, batch: Any, key: PRNGKeyArray) -> Float[Array, " b"]:
+        """A number for each row of a batch of `Transition`s."""
+
+
 def require_continuous(spec: Spec, agent: str) -> None:
     """Raises `UsageError` if `spec` has discrete actions, which `agent` cannot take."""
     if spec.discrete:

@@ -311,6 +311,22 @@ def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dat
     assert_same_run(folder / "often", folder / "whole")
 
 
+def test_an_agent_that_scores_its_data_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset):
+    args = f"train fac --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 200 --online-steps 60 {ONLINE}"
+    args = f"{args} --agent.proxy-steps 100 --log-freq 50 --eval-freq 150 --checkpoint-freq 70 --out {tmp_path}".split()
+    folder = tmp_path / "InvertedPendulum-v5" / "fac"
+    assert cli(*args, "--name", "whole").status == 0
+    # While the flow is fitted, when it is done, in the offline phase, and online.
+    for step, phase in ((70, "proxy"), (100, "proxy"), (210, "offline"), (350, "online")):
+        crash_at(step)
+        with pytest.raises(Crash):
+            cli(*args, "--name", f"crashed_{step}")
+        assert checkpoint.meta(checkpoint.checkpoints(folder / f"crashed_{step}")[-1])["phase"] == phase
+        found = cli("resume", folder / f"crashed_{step}")
+        assert found.status == 0, found.err
+        assert_same_run(folder / f"crashed_{step}", folder / "whole")
+
+
 def test_other_environments_go_on_with_a_new_episode_and_say_so(cli, crash_at, tmp_path):
     args = f"train sac --env Pendulum-v1 --steps 400 {ONLINE} --log-freq 100 --eval-freq 0 --checkpoint-freq 150"
     crash_at(250)

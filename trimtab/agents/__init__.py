@@ -5,6 +5,7 @@ from typing import Any, get_type_hints
 from trimtab.agents.bc import BC as BC
 from trimtab.agents.cql import CQL as CQL
 from trimtab.agents.ddpg import DDPG as DDPG
+from trimtab.agents.flow_ac import FlowAC as FlowAC
 from trimtab.agents.iql import IQL as IQL
 from trimtab.agents.sac import SAC as SAC
 from trimtab.agents.sac_flow import SACFlow as SACFlow
@@ -18,6 +19,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "bc": BC,
     "cql": CQL,
     "ddpg": DDPG,
+    "fac": FlowAC,
     "iql": IQL,
     "sac": SAC,
     "sac-flow": SACFlow,

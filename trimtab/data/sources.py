@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trimtab.batches import Chunk, Recorded, Sarsa, Transition
+from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition
 from trimtab.core import AbstractEnv, AbstractPolicy, Spec
 from trimtab.data import windows
 from trimtab.data.buffer import Buffer
@@ -141,6 +142,50 @@ class OfflineSource(AbstractSource):
     def restored(self, stored: Any) -> Any:
         """Nothing: the data set is read again."""
         return stored
+
+
+class Scores(eqx.Module):
+    """What an agent had to say of each row of a data set."""
+
+    each: Float[Array, " n"]
+    least: Float[Array, ""]
+
+    @classmethod
+    def create(cls, each: Float[Array, " n"]) -> "Scores":
+        """The scores of all rows, in their order."""
+        return cls(each, each.min())
+
+
+class ScoredSource(AbstractSource):
+    """A fixed data set, held on the device, with the agent's score of each row as its state (`Scored`)."""
+
+    data: Transition
+    batch_size: int = eqx.field(static=True)
+
+    def init(self, key: PRNGKeyArray) -> Scores:
+        """No scores yet: NaN."""
+        return Scores.create(jnp.full(self.data.reward.shape, jnp.nan))
+
+    def receive(self, state: Scores, items: Any) -> Scores:
+        """Nothing comes from a host."""
+        return state
+
+    def advance(self, explorer: AbstractPolicy, state: Scores, key: PRNGKeyArray) -> Scores:
+        """Nothing to act in."""
+        return state
+
+    def batch(self, state: Scores, key: PRNGKeyArray) -> Scored:
+        """`batch_size` transitions drawn uniformly with replacement, and their scores."""
+        rows = jr.randint(key, (self.batch_size,), 0, self.data.reward.shape[0])
+        return Scored(jax.tree.map(lambda x: x[rows], self.data), state.each[rows], state.least)
+
+    def stored(self, state: Scores) -> Scores:
+        """All scores: the networks that gave them may have moved since."""
+        return jax.tree.map(np.asarray, state)
+
+    def restored(self, stored: Scores) -> Scores:
+        """All scores."""
+        return jax.tree.map(jnp.asarray, stored)
 
 
 class ReplaySource(AbstractSource):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray
 
-from trimtab.core import AbstractAgent, AbstractPolicy, UsageError
-from trimtab.data.sources import AbstractSource
+from trimtab.core import AbstractAgent, AbstractPolicy, AbstractScorer, UsageError
+from trimtab.data.sources import AbstractSource, ScoredSource, Scores
 
 Totals = dict[str, tuple[Array, Array]]
 """Metric name -> (sum, count) over the updates since the last log line; updates in which it was NaN do not count."""
@@ -158,6 +158,33 @@ def prefill_seeds(source: AbstractSource, policy: AbstractPolicy, state: Any, ru
     axes = jax.tree.map(lambda x: 0 if x.ndim else None, policy)
     body = lambda policy, state, key: _prefill(source, policy, state, key, steps)
     return jax.vmap(body, in_axes=(axes, 0, 0))(policy, state, run_key)
+
+
+SCORE_STREAM = 4
+"""Random stream of `scores`, folded into the run key."""
+
+_BLOCK = 1024
+"""Rows scored at once."""
+
+
+def _scores(source: ScoredSource, agent: AbstractScorer, run_key: PRNGKeyArray) -> Scores:
+    n = source.data.reward.shape[0]
+    blocks = -(-n // _BLOCK)
+    key = jr.fold_in(run_key, SCORE_STREAM)
+
+    def block(i: Array) -> Array:
+        rows = jnp.minimum(i * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32), n - 1)
+        return agent.score(jax.tree.map(lambda x: x[rows], source.data), jr.fold_in(key, i))
+
+    return Scores.create(jax.lax.map(block, jnp.arange(blocks, dtype=jnp.int32)).reshape(-1)[:n])
+
+
+@partial(jax.jit, static_argnames="seeds")
+def scores(source: ScoredSource, agent: AbstractScorer, run_key: Any, seeds: int | None) -> Scores:
+    """The state of a `ScoredSource`: the agent's score of each row, with a leading axis where there are `seeds`."""
+    if seeds is None:
+        return _scores(source, agent, run_key)
+    return jax.vmap(_scores, in_axes=(None, seed_axes(agent), 0))(source, agent, run_key)
 
 
 @jax.jit

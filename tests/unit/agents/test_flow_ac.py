@@ -1,0 +1,191 @@
+"""FAC's weight, penalty, scores and order of updates, against closed forms and numbers worked out apart."""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from trimtab.agents.flow_ac import WEIGHTS, Config, FlowAC, penalty_weight
+from trimtab.batches import Scored, Transition
+from trimtab.core import Spec, UsageError
+from trimtab.data.sources import ScoredSource
+from trimtab.nets.critic import Critic
+from trimtab.ops import polyak
+from trimtab.policies.velocity import AbstractVelocity
+from trimtab.training.compile import scores
+
+
+def agent(spec, **changes) -> FlowAC:
+    return FlowAC.create(jr.key(0), spec, Config(**(dict(hidden=(8, 8), gamma=0.9) | changes)))
+
+
+def scored(batch: Transition, score: float = 0.0) -> Scored:
+    return Scored(batch, jnp.full(batch.reward.shape, score), jnp.float32(score))
+
+
+class GaussianFlow(AbstractVelocity):
+    """The rectified flow from N(0, I) to N(mean, std^2 I), whatever the observation."""
+
+    action_size: int = eqx.field(static=True)
+    mean: float = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+
+    def encode(self, obs, times):
+        return times
+
+    def forward(self, x, i, memory, train):
+        t = memory[i]
+        c = (t * self.std**2 - (1.0 - t)) / (t**2 * self.std**2 + (1.0 - t) ** 2)
+        return self.mean + c * (x - t * self.mean), None, self
+
+
+def known(spec, **changes) -> FlowAC:
+    """An agent whose proxy is the flow to N(0.3, 0.5^2 I)."""
+    made = agent(spec, **changes)
+    return eqx.tree_at(lambda a: a.proxy.velocity, made, GaussianFlow(spec.action_size, 0.3, 0.5))
+
+
+@pytest.mark.parametrize("form", sorted(WEIGHTS))
+def test_the_weight_is_zero_exactly_where_the_flow_has_been(form):
+    ratio = jnp.array([-jnp.inf, -5.0, -0.1, 0.0, 0.1, 200.0])
+    w = np.asarray(penalty_weight(ratio, form))
+    assert (w[3:] == 0.0).all() and w[0] == 1.0
+    assert (np.diff(w[:4]) < 0).all() and ((w >= 0) & (w <= 1)).all()
+
+
+def test_weights_by_hand():
+    half = jnp.log(jnp.array([0.5]))
+    np.testing.assert_allclose(penalty_weight(half, "linear"), [0.5], rtol=1e-6)
+    np.testing.assert_allclose(penalty_weight(half, "logarithmic"), [1 - np.log(1.5) / np.log(2)], rtol=1e-5)
+    np.testing.assert_allclose(penalty_weight(half, "convex"), [1 - np.log(1 + 0.5**0.5) / np.log(2)], rtol=1e-5)
+    np.testing.assert_allclose(penalty_weight(half, "concave"), [1 - np.log(1.25) / np.log(2)], rtol=1e-5)
+
+
+def test_densities_are_those_of_the_proxy(spec, batch):
+    fac = known(spec, density_steps=400)
+    z = (np.asarray(batch.action, np.float64) - 0.3) / 0.5
+    exact = (-0.5 * z**2 - np.log(0.5) - 0.5 * np.log(2 * np.pi)).sum(1)
+    np.testing.assert_allclose(fac.log_density(batch.obs, batch.action, jr.key(1)), exact, atol=0.05)
+    rk4 = known(spec, density_method="rk4", density_steps=20)
+    np.testing.assert_allclose(rk4.log_density(batch.obs, batch.action, jr.key(1)), exact, atol=1e-3)
+    # The Jacobian of this flow is diagonal, so that one random direction is enough.
+    probed = known(spec, density_method="rk4", density_steps=20, probes=1)
+    np.testing.assert_allclose(probed.log_density(batch.obs, batch.action, jr.key(1)), exact, atol=1e-3)
+
+
+def test_the_penalty_gates_by_the_rows_own_threshold_or_the_least(spec, batch):
+    fac = known(spec)
+    density = fac.log_density(batch.obs, fac.actor(batch.obs, jr.split(jr.key(3))[0]), jr.key(4))
+    own = density + jnp.where(jnp.arange(16) % 2 == 0, 1.0, -1.0)  # every second row's data action is less likely
+    rows = Scored(batch, own, own.min())
+    a_p, w, found = fac._penalty(batch, rows, jr.key(3))
+    np.testing.assert_array_equal(a_p, fac.actor(batch.obs, jr.split(jr.key(3))[0]))
+    np.testing.assert_allclose(w, np.where(np.arange(16) % 2 == 0, 1 - np.exp(-1.0), 0.0), atol=1e-4)
+    np.testing.assert_allclose(found["critic_gated"], 0.5)
+    _, w, _ = replace(fac, config=replace(fac.config, threshold="dataset"))._penalty(batch, rows, jr.key(3))
+    np.testing.assert_allclose(w, 1 - np.exp(np.minimum(density - own.min(), 0.0)), atol=1e-4)
+
+
+def test_a_tables_optimum_is_the_operators():
+    """min sum_a b(a) (Q - y)^2 + alpha sum_a pi(a) w(a) Q(a) has Q = y - alpha/2 w pi/b.
+
+    The table is an affine critic of actions that are unit vectors; its least loss is found by Newton's step.
+    """
+    spec = Spec(jax.ShapeDtypeStruct((1,), jnp.float32), 4, False, (-1.0,) * 4, (1.0,) * 4)
+    counts, policy = np.array([6, 3, 2, 1]), np.array([1, 3, 2, 6])
+    weight, units = jnp.array([0.0, 0.3, 1.0, 0.5]), jnp.eye(4)
+    data, taken = np.repeat(np.arange(4), counts), np.repeat(np.arange(4), policy)
+    obs = jnp.zeros((12, 1))
+    batch = Transition(obs, units[data], jnp.zeros(12), jnp.ones(12), obs)
+    fac, y = agent(spec, alpha=0.7), jnp.full(12, 2.0)
+    start, back = ravel_pytree(Critic.create(spec, (), 1, jr.key(0)))
+    loss = lambda flat: fac._critic_loss(back(flat), y, batch, units[taken], weight[taken])[0]
+    hessian, gradient = (np.asarray(d(loss)(start), np.float64) for d in (jax.hessian, jax.grad))
+    best = back(start - jnp.asarray(np.linalg.lstsq(hessian, gradient, rcond=1e-6)[0], jnp.float32))
+    found = best(jnp.zeros((4, 1)), units)[0]
+    np.testing.assert_allclose(found, 2.0 - 0.35 * np.asarray(weight) * policy / counts, rtol=1e-5)
+
+
+def test_one_update_step_by_step(spec, batch):
+    """Critic and actor move from the same old networks, the target follows the new critic, the proxy stays."""
+    fac, key = agent(spec), jr.key(7)
+    new, metrics = fac.update(scored(batch), key)
+    _, k_improve, _ = jr.split(key, 3)
+    k_next, k_penalty, k_actor = jr.split(k_improve, 3)
+    after = np.asarray(fac.target(batch.next_obs, fac.actor(batch.next_obs, k_next)), np.float64).mean(0)
+    y = jnp.asarray(np.asarray(batch.reward) + 0.9 * np.asarray(batch.discount) * after, jnp.float32)
+    a_p, w, _ = fac._penalty(batch, scored(batch), k_penalty)
+    q, q_p = fac.critic(batch.obs, batch.action), fac.critic(batch.obs, a_p)
+    wanted = np.square(q - y[None]).mean() + (np.asarray(w)[None] * np.asarray(q_p)).mean()
+    np.testing.assert_allclose(metrics["critic_loss"], wanted, rtol=1e-4)
+    z = jr.normal(k_actor, batch.action.shape)
+    mu, flow = fac.actor.mu(batch.obs, z), fac.proxy.rollout(batch.obs, z, None)[0].action
+    value = fac.critic(batch.obs, jnp.clip(mu, -1.0, 1.0)).mean(0)
+    wanted = np.square(mu - flow).mean() - value.mean() / np.abs(value).mean()
+    np.testing.assert_allclose(metrics["actor_loss"], wanted, rtol=1e-4)
+    followed = polyak(new.critic, fac.target, fac.config.tau)
+    for a, b in zip(jax.tree.leaves(new.target), jax.tree.leaves(followed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    for a, b in zip(jax.tree.leaves(new.proxy), jax.tree.leaves(fac.proxy), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_phases_learn_what_is_theirs(spec, batch):
+    moved = lambda a, b: not all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+    for phase, rows, parts in (
+        ("proxy", batch, {"proxy"}),
+        ("offline", scored(batch), {"actor", "critic", "target"}),
+        ("online", batch, {"proxy", "actor", "critic", "target"}),
+    ):
+        fac = agent(spec, phase=phase)
+        new, _ = fac.update(rows, jr.key(1))
+        names = ("proxy", "actor", "critic", "target")
+        assert {name for name in names if moved(getattr(fac, name), getattr(new, name))} == parts
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "min"])
+def test_targets_aggregate_as_asked(aggregate, spec, batch):
+    fac = agent(spec, aggregate=aggregate)
+    q = np.asarray(fac.target(batch.next_obs, fac.actor(batch.next_obs, jr.key(1))))
+    value = q.mean(0) if aggregate == "mean" else q.min(0)
+    wanted = np.asarray(batch.reward) + 0.9 * np.asarray(batch.discount) * value
+    np.testing.assert_allclose(fac._target(batch, jr.key(1)), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_every_row_is_scored_once_in_its_place(spec, make_batch):
+    rows, fac = make_batch(spec, jr.key(2), 1500), known(spec)  # more than one block, and no whole number of them
+    found = scores(ScoredSource(rows, 16), fac, jr.key(5), None)
+    direct = fac.score(rows, jr.key(0))
+    np.testing.assert_allclose(found.each, direct, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.least, np.min(direct), rtol=1e-4)
+    source = ScoredSource(rows, 64)
+    batch = source.batch(found, jr.key(6))
+    np.testing.assert_allclose(batch.score, fac.score(batch.transition, jr.key(0)), rtol=1e-4, atol=1e-4)
+    assert batch.least == found.least
+    restored = source.restored(source.stored(found))
+    np.testing.assert_array_equal(restored.each, found.each)
+
+
+def test_seeds_are_scored_as_each_would_be_alone(spec, make_batch):
+    source = ScoredSource(make_batch(spec, jr.key(2), 40), 16)
+    each = [FlowAC.create(jr.key(i), spec, Config(hidden=(8, 8), probes=2)) for i in range(2)]
+    stacked = replace(jax.tree.map(lambda *x: jnp.stack(x), *each), step=each[0].step)
+    keys = jnp.stack([jr.key(10), jr.key(11)])
+    found = scores(source, stacked, keys, 2)
+    for i, one in enumerate(each):
+        alone = scores(source, one, keys[i], None)
+        np.testing.assert_allclose(found.each[i], alone.each, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.least[i], alone.least, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(threshold="row"), dict(weight="cubic"), dict(aggregate="max"), dict(density_method="midpoint")]
+)
+def test_unknown_choices(bad, spec):
+    with pytest.raises(UsageError, match=r"unknown (threshold|weight|aggregate|density_method) '\w+': choose one of"):
+        agent(spec, **bad)
