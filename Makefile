@@ -38,6 +38,7 @@ bench: .venv-bench/.bench
 	.venv-bench/bin/python benchmarks/updates.py
 	.venv-bench/bin/python benchmarks/online.py
 	.venv-bench/bin/python benchmarks/roofline.py
+	.venv-bench/bin/python benchmarks/offline.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("trimtab", "jax", "numpy", "torch", "stable-baselines3", "sbx-rl", "gymnasium", "mujoco")
+PACKAGES = ("trimtab", "jax", "numpy", "torch", "stable-baselines3", "sbx-rl", "d3rlpy", "gymnasium", "mujoco")
 
 
 class Contender:

@@ -25,7 +25,10 @@ from trimtab.agents import AGENTS, batch_class, config_class
 from trimtab.batches import Chunk, Sarsa
 from trimtab.core import Spec, UsageError
 
-SMALL: dict[str, dict[str, Any]] = {}
+SMALL: dict[str, dict[str, Any]] = {
+    "diffusion-ql": {"diffusion_steps": 21, "candidates": 3, "ema_start": 1, "ema_every": 2},
+    "ifql": {"candidates": 3},
+}
 """Fields, beside `hidden`, in which the tested config of an agent differs from its default."""
 
 DISCRETE: set[str] = set()

@@ -13,7 +13,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from trimtab.agents import AGENTS, bc, config_class, cql, ddpg, iql, sac, td3, td3_bc
+from trimtab.agents import AGENTS, bc, config_class, cql, ddpg, diffusion_ql, fql, ifql, iql, rebrac, sac, td3, td3_bc
+from trimtab.batches import Sarsa
 
 RATE, TAU = 1e-2, 0.1
 BOOTSTRAPPING = ("ddpg", "iql", "sac", "td3", "td3-bc")
@@ -158,6 +159,88 @@ def test_td3_bc_without_cloning_is_td3(spec, batch, getkey):
     both, n = update(both, batch, key)
     assert m["critic_loss"] == n["critic_loss"]
     assert_close([getattr(both, name) for name in nets], [getattr(plain, name) for name in nets], rtol=1e-2, atol=1e-4)
+
+
+def with_next(batch, action, valid):
+    """`batch` with the next actions `action`."""
+    return Sarsa(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, action, valid)
+
+
+@pytest.mark.parametrize("why", ["no weight", "no next action"])
+def test_rebrac_without_its_critic_penalty_is_td3_bc(why, spec, make_batch, getkey):
+    # With equal members the least of two is the first; alpha_a |.|^2 = mean_j (.)^2 / 2.5 makes the loss TD3+BC's over
+    # 2.5, and Adam does not see scale.
+    shared = dict(learning_rate=RATE, tau=TAU, hidden=(8,), normalize_obs=False)
+    plain = td3_bc.TD3BC.create(getkey(), spec, td3_bc.Config(**shared))
+    weight = 0.0 if why == "no weight" else 1.0
+    config = rebrac.Config(**shared, alpha_actor=0.4 / 2, alpha_critic=weight, activation="relu", critic_norm=None)
+    both = rebrac.ReBRAC.create(getkey(), spec, config)
+    members = lambda critic: twice(jax.tree.map(lambda leaf: leaf[:1], critic))
+    plain = replace(plain, critic=members(plain.critic), target_critic=members(plain.target_critic))
+    nets = ("actor", "critic", "target_actor", "target_critic")
+    both = replace(both, **{name: getattr(plain, name) for name in nets})
+    for i in range(4):
+        batch, key = make_batch(spec, getkey()), getkey()
+        valid = jnp.ones(16) if why == "no weight" else jnp.zeros(16)
+        plain, m = update(plain, batch, key)
+        both, n = update(both, with_next(batch, batch.action[::-1], valid), key)
+        for name in ("critic_loss", "critic_mean", "critic_grad_norm", "actor_q"):
+            np.testing.assert_allclose(n[name], m[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(2.5 * n["actor_loss"], m["actor_loss"], rtol=1e-4, atol=1e-5)
+        assert np.isfinite(m["actor_loss"]) == (i % 2 == 1)
+    assert_close([getattr(both, name) for name in nets], [getattr(plain, name) for name in nets])
+    # With the penalty the critic's loss is another.
+    harsh = replace(both, config=replace(config, alpha_critic=1.0))
+    _, n = update(harsh, with_next(batch, batch.action[::-1], jnp.ones(16)), key)
+    assert abs(n["critic_loss"] - update(plain, batch, key)[1]["critic_loss"]) > 1e-2
+
+
+def test_fql_without_values_is_flow_cloning(spec, make_batch, getkey):
+    shared = dict(learning_rate=RATE, hidden=(8,))
+    student = fql.FQL.create(getkey(), spec, fql.Config(**shared, rl=False, alpha=1.0))
+    clone = bc.BC.create(getkey(), spec, bc.Config(**shared, policy="flow"))
+    implicit = ifql.IFQL.create(getkey(), spec, ifql.Config(**shared))
+    clone, implicit = replace(clone, actor=student.flow), replace(implicit, actor=student.flow)
+    start = student
+    for _ in range(3):
+        batch, key = make_batch(spec, getkey()), getkey()
+        k_flow, k_actor, _ = jr.split(key, 3)
+        before = student
+        student, m = update(student, batch, key)
+        clone, n = update(clone, batch, k_flow)
+        implicit, o = update(implicit, batch, k_flow)
+        for other in (n, o):
+            np.testing.assert_allclose(m["bc_loss"], other["actor_loss"], rtol=1e-5)
+            np.testing.assert_allclose(m["bc_grad_norm"], other["actor_grad_norm"], rtol=1e-5)
+        # What acts is the flow in one step, and nothing else.
+        z = jr.normal(k_actor, (16, 2))
+        error = jnp.square(before.actor.mu(batch.obs, z) - before.flow(batch.obs, k_actor)).mean()
+        np.testing.assert_allclose(m["actor_loss"], error, rtol=1e-5)
+    assert_close(student.flow, clone.actor)
+    assert_close(student.flow, implicit.actor)
+    assert_bits((student.critic, student.target), (start.critic, start.target))
+
+
+def test_fql_with_distance_alone_moves_mu_as_without_values(spec, batch, getkey):
+    # alpha = 1e8: the values are nothing beside the distance, and Adam does not see the scale of a loss.
+    key, k_update = getkey(), getkey()
+    kinds = (fql.Config(hidden=(8,), alpha=1e8), fql.Config(hidden=(8,), rl=False))
+    valued, blind = (update(fql.FQL.create(key, spec, config), batch, k_update)[0] for config in kinds)
+    assert_close(valued.actor, blind.actor, rtol=1e-3, atol=1e-6)
+    assert_close(valued.flow, blind.flow, rtol=1e-5, atol=1e-7)
+
+
+def test_diffusion_ql_without_values_is_a_plain_diffusion(spec, batch, getkey):
+    # alpha = 0: the actor's loss is the noise's error, whatever the critics are.
+    key, k_update = getkey(), getkey()
+    make = lambda k: diffusion_ql.DiffusionQL.create(
+        k, spec, diffusion_ql.Config(hidden=(8,), alpha=0.0, diffusion_steps=21)
+    )
+    one, other = make(key), replace(make(getkey()), actor=make(key).actor)
+    (a, m), (b, n) = (update(agent, batch, k_update) for agent in (one, other))
+    assert m["actor_loss"] == m["actor_error"] == n["actor_error"]
+    assert_bits(a.actor, b.actor)
+    assert m["critic_loss"] != n["critic_loss"]
 
 
 def test_iql_at_expectile_half_regresses_v_on_half_the_mean_square(spec, batch, getkey):

@@ -5,8 +5,12 @@ from typing import Any, get_type_hints
 from trimtab.agents.bc import BC as BC
 from trimtab.agents.cql import CQL as CQL
 from trimtab.agents.ddpg import DDPG as DDPG
+from trimtab.agents.diffusion_ql import DiffusionQL as DiffusionQL
 from trimtab.agents.flow_ac import FlowAC as FlowAC
+from trimtab.agents.fql import FQL as FQL
+from trimtab.agents.ifql import IFQL as IFQL
 from trimtab.agents.iql import IQL as IQL
+from trimtab.agents.rebrac import ReBRAC as ReBRAC
 from trimtab.agents.sac import SAC as SAC
 from trimtab.agents.sac_flow import SACFlow as SACFlow
 from trimtab.agents.sac_flow_chunked import SACFlowChunked as SACFlowChunked
@@ -19,8 +23,12 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "bc": BC,
     "cql": CQL,
     "ddpg": DDPG,
+    "diffusion-ql": DiffusionQL,
     "fac": FlowAC,
+    "fql": FQL,
+    "ifql": IFQL,
     "iql": IQL,
+    "rebrac": ReBRAC,
     "sac": SAC,
     "sac-flow": SACFlow,
     "sac-flow-chunked": SACFlowChunked,

@@ -1,4 +1,4 @@
-"""Embeddings of a flow's times t in [0, 1], all those of a rollout at once."""
+"""Embeddings of a flow's times t in [0, 1] and of a diffusion's steps, all those of a rollout at once."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -34,3 +34,18 @@ class MLPTime(eqx.Module):
 
     def __call__(self, times: Float[Array, " k"]) -> Float[Array, "k d"]:
         return self.mlp(times[:, None])
+
+
+class StepTime(eqx.Module):
+    """sin and cos of a diffusion's step at 8 frequencies from 1 to 1e-4, then Linear(32), mish, Linear(16)."""
+
+    mlp: MLP
+
+    @classmethod
+    def create(cls, key: PRNGKeyArray) -> "StepTime":
+        """The sizes of Diffusion-QL (arXiv:2208.06193)."""
+        return cls(MLP.create(16, (32,), 16, key, activation="mish"))
+
+    def __call__(self, times: Float[Array, " k"]) -> Float[Array, "k 16"]:
+        angles = jnp.outer(times, jnp.exp(-jnp.arange(8, dtype=jnp.float32) * (jnp.log(1e4) / 7.0)))
+        return self.mlp(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trimtab.core import AbstractPolicy, Spec
 from trimtab.nets.critic import Critic
@@ -72,13 +72,37 @@ class BestOfN(AbstractPolicy):
     n: int = eqx.field(static=True)
 
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
-        lead = _lead(obs)
-        flat = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, -1, x.shape[-1]), (self.n, *_flat(x))), obs)
-        actions = self.inner(flat, key)  # (n, b, act)
-        rows = actions.shape[0] * actions.shape[1]
-        q = self.critic(jax.tree.map(lambda x: x.reshape(rows, -1), flat), actions.reshape(rows, -1)).min(0)
-        best = q.reshape(actions.shape[:2]).argmax(0)  # (b,)
-        return jnp.take_along_axis(actions, best[None, :, None], axis=0)[0].reshape(*lead, -1)
+        actions, q = _candidates(self.inner, self.critic, self.n, obs, key)
+        return _take(actions, q.argmax(0), obs)
+
+
+class SoftmaxOfN(AbstractPolicy):
+    """Of `n` samples of `inner`, one drawn with probabilities softmax(Q), Q as in `BestOfN`."""
+
+    inner: AbstractPolicy
+    critic: Critic
+    n: int = eqx.field(static=True)
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        k_inner, k_choice = jr.split(key)
+        actions, q = _candidates(self.inner, self.critic, self.n, obs, k_inner)
+        return _take(actions, jr.categorical(k_choice, q, axis=0), obs)
+
+
+def _candidates(
+    inner: AbstractPolicy, critic: Critic, n: int, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray
+) -> tuple[Float[Array, "n b act"], Float[Array, "n b"]]:
+    """`n` samples for each of the rows, all leading axes as one, and their least values."""
+    flat = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, -1, x.shape[-1]), (n, *_flat(x))), obs)
+    actions = inner(flat, key)
+    rows = actions.shape[0] * actions.shape[1]
+    q = critic(jax.tree.map(lambda x: x.reshape(rows, -1), flat), actions.reshape(rows, -1)).min(0)
+    return actions, q.reshape(actions.shape[:2])
+
+
+def _take(actions: Float[Array, "n b act"], which: Int[Array, " b"], obs: PyTree[Float[Array, "..."]]) -> Array:
+    """The chosen sample of each row, with the leading axes of `obs`."""
+    return jnp.take_along_axis(actions, which[None, :, None], axis=0)[0].reshape(*_lead(obs), -1)
 
 
 def _flat(x: Array) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import pytest
 
 from trimtab.core import AbstractPolicy, Spec
 from trimtab.nets import Critic
-from trimtab.policies import BestOfN, Clip, Deterministic, Gaussian, Noisy, TanhGaussian, Uniform
+from trimtab.policies import BestOfN, Clip, Deterministic, Gaussian, Noisy, SoftmaxOfN, TanhGaussian, Uniform
 
 
 class Constant(AbstractPolicy):
@@ -113,3 +113,28 @@ def test_uniform_draws_every_index_alike(getkey):
     actions = np.asarray(Uniform.create(spec)(jnp.zeros((20_000, 3)), getkey()))
     assert actions.shape == (20_000,) and actions.dtype == np.int32
     np.testing.assert_allclose(np.bincount(actions, minlength=4) / 20_000, 0.25, atol=0.015)
+
+
+def test_softmax_of_n_draws_by_the_least_q(spec, make_obs, getkey):
+    inner, critic = TanhGaussian.create(spec, (8,), getkey()), Critic.create(spec, (8,), 2, getkey())
+    obs, key, n = make_obs(spec, getkey(), (1,)), getkey(), 3
+    # Many rows of one state: each has candidates of its own, so look at how far the choice leans to the better ones.
+    rows = jnp.broadcast_to(obs, (30_000, 3))
+    big = jax.tree.map(lambda x: 3.0 * x, critic)  # differences of Q that matter
+    k_inner, _ = jax.random.split(key)
+    wide = inner(jnp.broadcast_to(rows[None], (n, 30_000, 3)), k_inner)
+    values = np.stack([big(rows, wide[i]).min(0) for i in range(n)])
+    probabilities = np.exp(values) / np.exp(values).sum(0)
+    picked = np.asarray(SoftmaxOfN(inner, big, n)(rows, key))
+    is_chosen = np.stack([np.all(picked == np.asarray(wide[i]), axis=1) for i in range(n)])
+    assert (is_chosen.sum(0) == 1).all()
+    for low, high in ((0.0, 0.3), (0.3, 0.5), (0.5, 1.0)):
+        near = (probabilities >= low) & (probabilities < high)
+        np.testing.assert_allclose(is_chosen[near].mean(), probabilities[near].mean(), atol=0.015)
+    assert values.std(0).mean() > 0.05  # the choice is not indifferent
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
+def test_softmax_of_n_keeps_leading_axes(lead, spec, make_obs, getkey):
+    policy = SoftmaxOfN(TanhGaussian.create(spec, (8,), getkey()), Critic.create(spec, (8,), 2, getkey()), 5)
+    assert policy(make_obs(spec, getkey(), lead), getkey()).shape == (*lead, 2)

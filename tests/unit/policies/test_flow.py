@@ -21,6 +21,7 @@ from trimtab.policies.flow import (
     LearnedStd,
     MLPVelocity,
     Ode,
+    OneStep,
     corrected_drift,
     flow_matching_loss,
 )
@@ -311,3 +312,47 @@ def test_bad_choices_give_one_clear_line(build, word):
     with pytest.raises(UsageError) as error:
         build(box(2))
     assert word in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_clipped_flow_ends_at_its_own_values(getkey):
+    # v = W x + u is linear: ten steps are (1 + W/10)^10 x_0 + ..., then clipped; nothing is drawn beside the start.
+    velocity = Linear(0.5 * jnp.eye(2), jnp.array([0.4, -0.2]), 2)
+    spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, False, (-1.0, -1.0), (1.0, 1.0))
+    policy, obs, key = FlowPolicy.create(spec, velocity, None, 10, clipped=True), jnp.zeros((500, 3)), getkey()
+    x = np.asarray(jr.normal(key, (500, 2)), np.float64)
+    for _ in range(10):
+        x = x + (0.5 * x + np.array([0.4, -0.2])) / 10
+    action = policy(obs, key)
+    assert 0.1 < (np.abs(x) > 1).mean() < 0.9
+    np.testing.assert_allclose(action, np.clip(x, -1, 1), atol=1e-5)
+    np.testing.assert_array_equal(Ode(policy)(obs, key), action)
+    rollout = policy.sample(obs, key)
+    start = np.asarray(jr.normal(key, (500, 2)))
+    np.testing.assert_allclose(rollout.log_prob, stats.norm.logpdf(start).sum(1), rtol=1e-4)  # of x_0 alone
+
+
+def test_the_flow_to_one_point_reaches_it(getkey):
+    # v = (x_1 - x)/(1 - t) leads to x_1 exactly in any number of steps.
+    class ToPoint(AbstractVelocity):
+        action_size: int = eqx.field(static=True, default=1)
+
+        def encode(self, obs, times):
+            return times
+
+        def forward(self, x, i, memory, train):
+            return (0.3 - x) / (1.0 - memory[i]), None, self
+
+    spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 1, False, (-1.0,), (1.0,))
+    for steps in (1, 3, 10):
+        policy = FlowPolicy.create(spec, ToPoint(), None, steps, clipped=True)
+        np.testing.assert_allclose(policy(jnp.zeros((50, 3)), getkey()), 0.3, atol=1e-5)
+
+
+def test_one_step_is_its_network_clipped(spec, make_obs, getkey):
+    policy, key = OneStep.create(spec, (8,), getkey()), getkey()
+    policy = jax.tree.map(lambda x: 3.0 * x, policy)
+    obs = make_obs(spec, getkey(), (64,))
+    out = policy.net(jnp.concatenate([obs, jr.normal(key, (64, 2))], axis=1))
+    assert 0.02 < (np.abs(out) > 1).mean() < 0.98
+    np.testing.assert_allclose(policy(obs, key), np.clip(out, -1, 1), rtol=1e-6)
+    np.testing.assert_array_equal(policy.mu(obs, jr.normal(key, (64, 2))), out)

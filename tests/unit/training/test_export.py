@@ -1,6 +1,7 @@
 """Exported policies: numbers worked out by hand, every operation against JAX, and files that must be refused."""
 
 import importlib
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from trimtab.policies.flow import DecoderVelocity, FlowPolicy, GatedVelocity, LearnedStd, MLPVelocity, Ode
+from trimtab.nets.critic import Critic
+from trimtab.policies.compose import BestOfN, SoftmaxOfN
+from trimtab.policies.deterministic import Deterministic
+from trimtab.policies.diffusion import Diffusion
+from trimtab.policies.flow import DecoderVelocity, FlowPolicy, GatedVelocity, LearnedStd, MLPVelocity, Ode, OneStep
 from trimtab.training import export
 from trimtab.training.export import ExportError, check_parity, export_onnx, export_stablehlo, load_stablehlo
 
@@ -425,3 +430,33 @@ def test_a_flow_is_exported_with_its_start_inside_or_as_an_input(velocity, noise
     assert check_parity(fn, path, spec.zero_obs(), key_input=key_input) < 1e-5
     inputs = [node.name for node in onnxruntime.InferenceSession(path).get_inputs()]
     assert inputs == (["obs", "noise"] if noise == "input" else ["obs"])
+
+
+OFFLINE = {
+    "clipped flow": lambda spec: FlowPolicy.create(
+        spec, MLPVelocity.create(spec, jr.key(0), std_head=False, input_norm=False), None, 10, clipped=True
+    ),
+    "one step": lambda spec: OneStep.create(spec, (8,), jr.key(0)),
+    "standardised": lambda spec: Deterministic.create(
+        replace(spec, obs_mean=np.arange(3, dtype=np.float32), obs_std=np.ones(3, np.float32)),
+        (8,),
+        jr.key(0),
+        standardise=True,
+    ),
+    "best of a flow's": lambda spec: BestOfN(OFFLINE["clipped flow"](spec), Critic.create(spec, (8,), 2, jr.key(1)), 4),
+    "diffusion": lambda spec: Diffusion.create(spec, (8,), jr.key(0), steps=21),
+    "one of a diffusion's": lambda spec: SoftmaxOfN(
+        Diffusion.create(spec, (8,), jr.key(0), steps=21, calls=3),
+        Critic.create(spec, (8,), 2, jr.key(1), activation="mish", norm="layer"),
+        4,
+    ),
+}
+"""The policies of the offline agents."""
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_policies_of_offline_agents_are_exported(name, spec, tmp_path):
+    policy = OFFLINE[name](spec)
+    fn = lambda obs, key: policy(obs, key)
+    path = export_onnx(fn, spec.zero_obs(), tmp_path / "policy.onnx", key_input=True)
+    assert check_parity(fn, path, spec.zero_obs(), key_input=True) < 1e-4
