@@ -6,6 +6,7 @@ Only on purpose: a change of these numbers is a change of results, and the CHANG
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ UPDATES = 20
 
 # Rates a few times the defaults, so that twenty updates of a wrong rule leave a mark on the losses.
 OVERRIDES = {"hidden": (8, 8), "learning_rate": 3e-3, "tau": 0.1, "gamma": 0.9, "phase": "offline"}
-OVERRIDES |= {"actor_lr": 3e-3, "critic_lr": 3e-3, "width": 8, "gate_hidden": (8,)}
+OVERRIDES |= {"unreached_reward": None, "actor_lr": 3e-3, "critic_lr": 3e-3, "width": 8, "gate_hidden": (8,)}
 
 
 def stream(key: jax.Array) -> Transition:
@@ -48,6 +49,12 @@ def windows(key: jax.Array, h: int) -> Chunk:
     return Chunk(obs=rows[0].obs, next_obs=rows[-1].next_obs, valid=valid, **named)
 
 
+def with_goals(rows: Transition) -> Transition:
+    """`rows` with the first two numbers as what is achieved, and the last two before the step as what is wanted."""
+    parts = lambda x: {"achieved_goal": x[:, :2], "desired_goal": rows.obs[:, 1:], "observation": x}
+    return Transition(parts(rows.obs), rows.action, rows.reward, rows.discount, parts(rows.next_obs))
+
+
 def with_next(key: jax.Array) -> Sarsa:
     """`stream` with next actions that hang together with the next observations; every fourth row has none."""
     rows = stream(key)
@@ -62,6 +69,11 @@ def losses(name: str) -> dict[str, list[float | None]]:
     kind = config_class(AGENTS[name])
     known = {field: value for field, value in OVERRIDES.items() if field in kind.__dataclass_fields__}
     config = kind(**known)
+    goals = name.startswith("reengage")
+    if goals:
+        spec = replace(
+            spec, obs=jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], with_goals(stream(jr.key(0))).obs))
+        )
     reads = batch_class(AGENTS[name])
     agent = AGENTS[name].create(jr.key(0), spec, config)
     update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
@@ -72,6 +84,7 @@ def losses(name: str) -> dict[str, list[float | None]]:
             batch = windows(k_batch, config.chunk)
         else:
             batch = with_next(k_batch) if reads is Sarsa else stream(k_batch)
+            batch = with_goals(batch) if goals else batch
         agent, metrics = update(agent, batch, k_update)
         for metric, value in jax.device_get(metrics).items():
             if not metric.endswith("_grad_norm"):

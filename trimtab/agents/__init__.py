@@ -11,6 +11,8 @@ from trimtab.agents.fql import FQL as FQL
 from trimtab.agents.ifql import IFQL as IFQL
 from trimtab.agents.iql import IQL as IQL
 from trimtab.agents.rebrac import ReBRAC as ReBRAC
+from trimtab.agents.reengage import ReenGAGE as ReenGAGE
+from trimtab.agents.reengage_sac import ReenGAGESAC as ReenGAGESAC
 from trimtab.agents.sac import SAC as SAC
 from trimtab.agents.sac_flow import SACFlow as SACFlow
 from trimtab.agents.sac_flow_chunked import SACFlowChunked as SACFlowChunked
@@ -29,6 +31,8 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "ifql": IFQL,
     "iql": IQL,
     "rebrac": ReBRAC,
+    "reengage": ReenGAGE,
+    "reengage-sac": ReenGAGESAC,
     "sac": SAC,
     "sac-flow": SACFlow,
     "sac-flow-chunked": SACFlowChunked,

@@ -9,4 +9,5 @@ from trimtab.nets.linear import Linear as Linear
 from trimtab.nets.mlp import ACTIVATIONS as ACTIVATIONS
 from trimtab.nets.mlp import MLP as MLP
 from trimtab.nets.mlp import concat as concat
+from trimtab.nets.running import RunningStd as RunningStd
 from trimtab.nets.standardise import Standardise as Standardise
