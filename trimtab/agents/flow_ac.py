@@ -53,7 +53,7 @@ WEIGHTS = {"linear": 0.0, "logarithmic": 1.0, "convex": 0.5, "concave": 2.0}
 
 @dataclass(frozen=True)
 class Config:
-    """Hyper-parameters of FAC. The paper tunes alpha, lam, aggregate and threshold for each family of tasks."""
+    """Hyper-parameters of FAC. The paper tunes alpha, lam, q_agg and threshold for each family of tasks."""
 
     alpha: float = 1.0
     """weight of the critic's penalty (paper: 0.05 to 10); 0 leaves FQL's critic."""
@@ -63,8 +63,8 @@ class Config:
     """eps: "batch" (the row's own data action) or "dataset" (the least over the data; paper: mazes)."""
     weight: str = "linear"
     """form of w: "linear" (paper), "logarithmic", "convex" or "concave" (its ablation)."""
-    aggregate: str = "mean"
-    """how the targets' critics are put together: "mean" or "min"."""
+    q_agg: str = "mean"
+    """agg in y: "mean" or "min"."""
     normalize_q: bool = True
     """divide the actor's Q by E|Q|."""
     flow_steps: int = 10
@@ -118,7 +118,7 @@ class FlowAC(AbstractScorer):
         require_continuous(spec, "fac")
         _check("threshold", config.threshold, ("batch", "dataset"))
         _check("weight", config.weight, tuple(WEIGHTS))
-        _check("aggregate", config.aggregate, ("mean", "min"))
+        _check("q_agg", config.q_agg, ("mean", "min"))
         _check("density_method", config.density_method, METHODS)
         k_proxy, k_actor, k_critic = jr.split(key, 3)
         shape: dict[str, Any] = dict(activation="gelu", init="glorot")
@@ -195,7 +195,7 @@ class FlowAC(AbstractScorer):
 
     def _target(self, batch: Transition, key: PRNGKeyArray) -> Float[Array, " b"]:
         q = self.target(batch.next_obs, self.actor(batch.next_obs, key))
-        value = q.min(0) if self.config.aggregate == "min" else q.mean(0)
+        value = q.min(0) if self.config.q_agg == "min" else q.mean(0)
         return td_target(batch.reward, batch.discount, value, self.config.gamma)
 
     def _penalty(self, batch: Transition, scored: Scored, key: PRNGKeyArray):

@@ -89,14 +89,41 @@ class SoftmaxOfN(AbstractPolicy):
         return _take(actions, jr.categorical(k_choice, q, axis=0), obs)
 
 
+class Guided(AbstractPolicy):
+    """Of `n` samples a_i of `inner`, one drawn with probabilities softmax_i(xi q_i / mean_i |q_i|) (FINO), or the best
+    where `xi` is None. q_i is the mean of the critic's members or the least of them, as `q_agg` says. Dividing by the
+    size of the values makes xi mean the same whatever the scale of rewards.
+    """
+
+    inner: AbstractPolicy
+    critic: Critic
+    xi: Float[Array, ""] | None
+    n: int = eqx.field(static=True)
+    q_agg: str = eqx.field(static=True)
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        k_inner, k_choice = jr.split(key)
+        actions, q = _candidates(self.inner, self.critic, self.n, obs, k_inner, self.q_agg)
+        if self.xi is None:
+            return _take(actions, q.argmax(0), obs)
+        size = jnp.broadcast_to(jnp.abs(q).mean(0, keepdims=True) + 1e-6, q.shape)
+        return _take(actions, jr.categorical(k_choice, self.xi * q / size, axis=0), obs)
+
+
 def _candidates(
-    inner: AbstractPolicy, critic: Critic, n: int, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray
+    inner: AbstractPolicy,
+    critic: Critic,
+    n: int,
+    obs: PyTree[Float[Array, "..."]],
+    key: PRNGKeyArray,
+    q_agg: str = "min",
 ) -> tuple[Float[Array, "n b act"], Float[Array, "n b"]]:
-    """`n` samples for each of the rows, all leading axes as one, and their least values."""
+    """`n` samples for each of the rows, all leading axes as one, and their values: `q_agg` over the members."""
     flat = jax.tree.map(lambda x: jnp.broadcast_to(x.reshape(1, -1, x.shape[-1]), (n, *_flat(x))), obs)
     actions = inner(flat, key)
     rows = actions.shape[0] * actions.shape[1]
-    q = critic(jax.tree.map(lambda x: x.reshape(rows, -1), flat), actions.reshape(rows, -1)).min(0)
+    q = critic(jax.tree.map(lambda x: x.reshape(rows, -1), flat), actions.reshape(rows, -1))
+    q = q.min(0) if q_agg == "min" else q.mean(0)
     return actions, q.reshape(actions.shape[:2])
 
 

@@ -148,11 +148,11 @@ def test_phases_learn_what_is_theirs(spec, batch):
         assert {name for name in names if moved(getattr(fac, name), getattr(new, name))} == parts
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "min"])
-def test_targets_aggregate_as_asked(aggregate, spec, batch):
-    fac = agent(spec, aggregate=aggregate)
+@pytest.mark.parametrize("q_agg", ["mean", "min"])
+def test_targets_q_agg_as_asked(q_agg, spec, batch):
+    fac = agent(spec, q_agg=q_agg)
     q = np.asarray(fac.target(batch.next_obs, fac.actor(batch.next_obs, jr.key(1))))
-    value = q.mean(0) if aggregate == "mean" else q.min(0)
+    value = q.mean(0) if q_agg == "mean" else q.min(0)
     wanted = np.asarray(batch.reward) + 0.9 * np.asarray(batch.discount) * value
     np.testing.assert_allclose(fac._target(batch, jr.key(1)), wanted, rtol=1e-5, atol=1e-6)
 
@@ -184,8 +184,8 @@ def test_seeds_are_scored_as_each_would_be_alone(spec, make_batch):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(threshold="row"), dict(weight="cubic"), dict(aggregate="max"), dict(density_method="midpoint")]
+    "bad", [dict(threshold="row"), dict(weight="cubic"), dict(q_agg="max"), dict(density_method="midpoint")]
 )
 def test_unknown_choices(bad, spec):
-    with pytest.raises(UsageError, match=r"unknown (threshold|weight|aggregate|density_method) '\w+': choose one of"):
+    with pytest.raises(UsageError, match=r"unknown (threshold|weight|q_agg|density_method) '\w+': choose one of"):
         agent(spec, **bad)
