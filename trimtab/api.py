@@ -368,6 +368,18 @@ def reopen(run: str | Path) -> tuple[Any, AbstractSource, Any, int]:
     return in_phase(agent, meta["phase"]), source, state, meta["step"]
 
 
+def earlier_agent(run: str | Path) -> Any | None:
+    """The agent of the checkpoint before a run's newest, if there is one that can be read."""
+    path = Path(run)
+    record, (newest, _) = _record(path), checkpoint.newest(path)
+    older = [folder for folder in checkpoint.checkpoints(path) if newest is not None and folder != newest]
+    older = [folder for folder in older if checkpoint.damage(folder) is None]
+    if not older:
+        return None
+    agent = checkpoint.load_tree(older[-1], "agent", skeleton(record, Setup.create(record, record["env"]).spec))
+    return in_phase(agent, checkpoint.meta(older[-1])["phase"])
+
+
 def evaluate(policy: Policy, env: EnvLike, *, episodes: int = 10, seed: int = 0) -> tuple[float, float]:
     """Mean and standard deviation of the returns of `episodes` deterministic episodes."""
     returns = [episode["return"] for episode in evaluate_episodes(policy, env, episodes=episodes, seed=seed)]

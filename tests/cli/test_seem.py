@@ -1,6 +1,7 @@
 """The probe `seem` from the command line: as training goes on, when it stops, when it is resumed, and afterwards."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,11 @@ import pytest
 import trimtab
 from tests.cli.conftest import ONLINE, TINY, metrics_of
 from tests.cli.test_bad_input import assert_one_line
+from trimtab.agents import sac
+from trimtab.cli.flags import parse
+from trimtab.cli.train import flags_for
+from trimtab.papers.recipe import Job, curve, flags, metrics, run_jobs
+from trimtab.papers.seem import antmaze, control, data_name, subsets
 from trimtab.training import checkpoint
 
 EVERY = "--probes seem --probe-freq 20 --log-freq 20 --checkpoint-freq 20"
@@ -91,6 +97,27 @@ def test_an_alarm_is_said_once_or_ends_the_run(cli, walk, tmp_path):
     assert other[max(other)]["diverging"] or max(other) == 300
 
 
+def test_diagnosis_and_report_of_a_diverging_run(cli, walk, tmp_path):
+    """The verdict of the reading table, from the newest checkpoint, the one before, and what was logged."""
+    command = f"train ddpg --dataset {walk} {DIVERGES} --checkpoint-freq 60 --out {tmp_path} --name x"
+    assert cli(*command.split()).status == 0
+    run = tmp_path / "walk/ddpg/x"
+    said = cli("diagnose", run, "--probes", "seem")
+    assert said.status == 0, said.err
+    assert "bad   seem/normalised" in said.out and "will leave any bound" in said.out
+    assert "bad   seem/growth" in said.out and "Adam only scales the network up" in said.out
+    found = json.loads((run / "diagnose.json").read_text())
+    assert found["values"]["seem/normalised"] == pytest.approx(logged(run)[300]["normalised"], rel=1e-3)
+    assert found["values"]["seem/ntk_cosine"] > 0.99
+    assert cli("report", run, "--out", tmp_path / "page").status == 0
+    assert "Early warning: normalised SEEM" in (tmp_path / "page/report.html").read_text()
+    # A run that no probe watched has the same verdict by its two checkpoints alone.
+    again = command.replace("--probes seem --probe-freq 30", "").replace("--name x", "--name y")
+    assert cli(*again.split()).status == 0
+    said = cli("diagnose", tmp_path / "walk/ddpg/y", "--probes", "seem")
+    assert "bad   seem/normalised" in said.out and "will leave any bound" in said.out
+
+
 def test_bad_input(cli, dataset, tmp_path):
     sac = f"train sac --env probe/Both {ONLINE} --steps 60 --name sac --out {tmp_path}"
     assert_one_line(cli(*sac.split(), "--on-diverge", "stop"), 2, "--probes seem")
@@ -99,3 +126,41 @@ def test_bad_input(cli, dataset, tmp_path):
     assert_one_line(cli(*sac.split(), "--probes", "seem", "--probe-freq", "-1"), 2, "probe-freq")
     flow = sac.replace("train sac", "train sac-flow")
     assert_one_line(cli(*flow.split(), "--probes", "seem", "--probe-freq", "20"), 2, "plain networks", "td3")
+
+
+# The recipe
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+def test_the_runs_of_the_recipe_are_commands_that_parse(scale, tmp_path):
+    data = tmp_path / "data"
+    jobs = control(scale, data) + subsets(scale, data) + antmaze(scale, data)
+    assert len({job.folder(tmp_path) for job in jobs}) == len(jobs)
+    assert bool(jobs) == (scale != "smoke")
+    assert len({tuple(job.command(tmp_path)) for job in jobs}) == len(jobs) // 3
+    for job in jobs:
+        agent, *words = job.command(tmp_path)[2:]
+        read = parse(flags_for(agent), words, "trimtab train")
+        assert job.seed in read.seeds and read.probes == ("seem",) and read.probe_freq > 0 and read.eval_freq > 0
+        assert Path(read.dataset) == data / f"{data_name(job)}.npz"
+        assert read.agent.critic_norm == ("layer" if "LayerNorm" in job.method else None)
+        assert read.agent.tau == (1.0 if job.setting.startswith("control") else 0.005)
+    assert scale == "smoke" or {0.1, 0.01} <= {_fraction(job) for job in jobs}
+
+
+def _fraction(job: Job) -> float:
+    return float(job.flags[job.flags.index("--dataset-fraction") + 1]) if "--dataset-fraction" in job.flags else 1.0
+
+
+def test_jobs_that_train_together_are_one_command(tmp_path):
+    options = dict(steps=120, eval_freq=60, eval_episodes=2, log=("csv",), probes="seem", probe_freq=60)
+    small = sac.Config(hidden=(8,), batch_size=8, buffer_size=200, learning_starts=20)
+    words = flags("sac", "probe/Both", small, **options)
+    jobs = [Job("Both", "SAC", seed, words, together=(0, 1)) for seed in (0, 1)]
+    said: list[str] = []
+    run_jobs(jobs, tmp_path, said.append)
+    assert len(said) == 1 and "seeds 0 1" in said[0]
+    assert [list(metrics(job, tmp_path)["diagnostics/seem_normalised"][0]) for job in jobs] == [[60, 120]] * 2
+    assert curve(jobs[0], tmp_path)[1][-1] != curve(jobs[1], tmp_path)[1][-1]
+    run_jobs(jobs, tmp_path, said.append)
+    assert "was there" in said[1]

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.random as jr
+import numpy as np
 import tyro
 
 from trimtab import api
@@ -12,11 +14,16 @@ from trimtab.cli.flags import parse
 from trimtab.core import UsageError
 from trimtab.diagnostics import health
 from trimtab.diagnostics.rollout_grad import rollout_grad, rollout_verdicts
-from trimtab.run.folder import read_config, write_json
+from trimtab.diagnostics.seem import SeemMonitor, seem_verdicts, suits
+from trimtab.run.folder import read_config, read_rows, write_json
 from trimtab.training.compile import configure
+from trimtab.training.fit import as_batch, choose_rows
 
 PROBES = health.PROBES | {"rollout-grad": rollout_grad}
-"""Every probe by its command-line name; those that an agent has nothing for measure nothing."""
+"""Probes of the newest checkpoint by their command-line names; what an agent has nothing for measures nothing."""
+
+ALL = (*PROBES, "seem")
+"""And the one that also looks at the checkpoint before, and at what was logged."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +41,52 @@ class Flags:
 def run(args: list[str]) -> None:
     """Measures, prints one verdict a line, and writes `diagnose.json`."""
     flags = parse(Flags, args, "trimtab diagnose")
-    unknown = [name for name in flags.probes if name not in PROBES]
+    unknown = [name for name in flags.probes if name not in ALL]
     if unknown:
-        raise UsageError(f"unknown probe {unknown[0]!r}: choose from {', '.join(PROBES)}")
+        raise UsageError(f"unknown probe {unknown[0]!r}: choose from {', '.join(ALL)}")
     if flags.batches < 1:
         raise UsageError(f"batches must be positive, got {flags.batches}")
     configure(read_config(flags.run)["device"])
     agent, source, state, step = api.reopen(flags.run)
     gamma = agent.config.gamma
     values: dict[str, float] = {}
-    for name in flags.probes or PROBES:
+    for name in [name for name in flags.probes or PROBES if name != "seem"]:
         found = jax.jit(PROBES[name], static_argnums=(4,))(agent, source, state, jr.key(0), flags.batches)
         values |= {key: float(value) for key, value in jax.device_get(found).items()}
     if list(flags.probes) == ["rollout-grad"] and not values:
         raise UsageError(f"the probe rollout-grad needs a flow policy, and {read_config(flags.run)['agent']} has none")
-    lines = health.verdicts(values, gamma) + rollout_verdicts(values)
+    looks, largest = {}, None
+    if not flags.probes or "seem" in flags.probes:
+        looks, largest = _looks(flags, agent, source, state, step)
+    lines = health.verdicts(values | looks, gamma) + rollout_verdicts(values) + seem_verdicts(looks, largest)
+    values |= looks
     for line in lines:
         print(f"{line['level']:<5} {line['text']}")
     write_json(
         flags.run / "diagnose.json", {"step": step, "verdicts": lines, "values": values, "arrays": _arrays(values)}
     )
     print(f"wrote {flags.run / 'diagnose.json'} (agent after {step:,} steps)")
+
+
+def _looks(flags: Flags, agent: Any, source: Any, state: Any, step: int) -> tuple[dict[str, float], float | None]:
+    """seem/NAME of the newest checkpoint against the one before, and the largest normalised value before; empty for an
+    agent that it does not suit, unless it was asked for."""
+    monitor = SeemMonitor()
+    batch = as_batch(source, state, choose_rows(source, state, monitor.rows))
+    if not suits(agent, batch) and not flags.probes:
+        return {}, None
+    measure, memory, before = jax.jit(monitor.measure), {}, []
+    look = lambda agent: monitor.judge(agent.config, jax.device_get(measure(agent, batch, jr.key(0))), memory)
+    older = api.earlier_agent(flags.run)
+    if older is not None:
+        first = look(older)
+        memory, before = first.memory, [first.metrics["normalised"]]
+    rows = read_rows(flags.run / "metrics.csv")
+    logged = [row for row in rows if row["name"] == "diagnostics/seem_normalised" and int(row["step"]) < step]
+    before += [float(row["value"]) for row in logged]
+    found = {f"seem/{name}": value for name, value in look(agent).metrics.items() if value == value}
+    found["seem/bound"] = float(np.abs(batch.reward).max()) / (1.0 - agent.config.gamma)
+    return found, max(before) if before else None
 
 
 def _arrays(values: dict[str, float]) -> dict[str, list[float]]:

@@ -353,13 +353,12 @@ class SeemMonitor(AbstractMonitor):
     def measure(self, agent: AbstractAgent, batch: Any, key: PRNGKeyArray) -> dict[str, Array]:
         """The kernels and what else a look needs; `agent.policy` acts in s'. Raises `UsageError` where there is no
         critic to look at."""
-        critics = nets_of(agent, Critic)
-        if not critics or isinstance(batch, Chunk):
+        if not suits(agent, batch):
             raise UsageError(
                 "the probe seem needs a critic of plain networks that learns from single transitions, such as that of "
                 "sac, td3 or iql"
             )
-        critic, gamma = critics[0][1], agent.config.gamma
+        critic, gamma = nets_of(agent, Critic)[0][1], agent.config.gamma
         mlp = member(critic, self.index)
         next_action = agent.policy(batch.next_obs, key)
         x, next_x = rows_of(critic, batch.obs, batch.action), rows_of(critic, batch.next_obs, next_action)
@@ -430,6 +429,46 @@ class SeemMonitor(AbstractMonitor):
         if self.optimiser == "sgd":
             return f"without bound at update {crash:,.0f}"
         return f"growing as updates^{int(found['layers'])}"
+
+
+def suits(agent: AbstractAgent, batch: Any) -> bool:
+    """Whether an agent has a critic of plain networks and learns from single transitions."""
+    return bool(nets_of(agent, Critic)) and not isinstance(batch, Chunk)
+
+
+def seem_verdicts(found: dict[str, float], largest: float | None = None) -> list[dict[str, str]]:
+    """What seem/* means, lines as in `health.verdicts`; none if it was not measured. `found` is of one look, against an
+    earlier one where the cosines and `growth` are there, with seem/bound the largest return; `largest` is the largest
+    normalised value of earlier looks.
+    """
+    if "seem/normalised" not in found:
+        return []
+    now, cosine, growth = (found.get(f"seem/{name}", float("nan")) for name in ("normalised", "ntk_cosine", "growth"))
+    text = f"seem/normalised {now:.3g}"
+    if largest is not None:
+        text += f", at most {largest:.3g} before"
+    text += f", kernel cosine {cosine:.3f}" if cosine == cosine else ""
+    excited_before = largest is not None and largest > SELF_EXCITING
+    remedy = "stop; use critic_norm layer, a lower gamma, or a policy that stays closer to the data"
+    if now != now:
+        level, text = "bad", f"{text}: the kernel is not finite; the critic has diverged: {remedy}"
+    elif now > SELF_EXCITING and excited_before and cosine > FROZEN:
+        level, text = "bad", f"{text}: values feed on themselves and will leave any bound: {remedy}"
+    elif now > SELF_EXCITING:
+        level = "warn"
+        text = f"{text}: values feed on themselves at present; it may pass while the policy moves: look again soon"
+    elif excited_before and found["seem/q_max"] > 2.0 * found["seem/bound"]:
+        level = "bad"
+        text = f"{text}: values fed on themselves until |Q| was {found['seem/q_max']:.3g}, beyond any return: {remedy}"
+    elif excited_before:
+        level, text = "ok", f"{text}: values fed on themselves and no longer do"
+    else:
+        level, text = "ok", f"{text}: on this data the update contracts"
+    lines = [{"name": "seem/normalised", "level": level, "text": text}]
+    if growth == growth and growth >= SCALING[0]:
+        told = f"seem/growth {growth:.2f}: |theta| grows by about lr sqrt(P) an update, Adam only scales the network up"
+        lines.append({"name": "seem/growth", "level": "bad", "text": f"{told}: {remedy}"})
+    return lines
 
 
 def _flat(tree: PyTree) -> Array:

@@ -36,15 +36,18 @@ class Job:
     flags: tuple[str, ...]
     measure: str = "return"
     """what its evaluations are judged by: "return" or "success"."""
+    together: tuple[int, ...] = ()
+    """seeds that one command trains together, this job's among them; empty: a command of its own."""
 
     def folder(self, out: Path) -> Path:
         """Where the run lies below `out`: `--out` and `--name` are set so that it is known beforehand."""
-        return out / "runs" / self.setting / self.method / f"s{self.seed}"
+        return out / "runs" / self.setting / self.method / (f"run_s{self.seed}" if self.together else f"s{self.seed}")
 
     def command(self, out: Path) -> list[str]:
-        """The whole command."""
+        """The whole command; the same for all jobs that are trained together."""
         folder = self.folder(out)
-        place = ["--seed", str(self.seed), "--out", str(folder.parent), "--name", folder.name]
+        seeds = ["--seeds", *map(str, self.together)] if self.together else ["--seed", str(self.seed)]
+        place = [*seeds, "--out", str(folder.parent), "--name", "run" if self.together else folder.name]
         return ["trimtab", "train", *self.flags, *place]
 
 
@@ -132,14 +135,16 @@ def run_jobs(jobs: Sequence[Job], out: Path, say: Callable[[str], None] = print)
 
     A command's output goes to `log.txt` beside its run.
     """
-    cores = max(1, min(len(os.sched_getaffinity(0)), len(jobs)))
+    commands = list({tuple(job.command(out)): job for job in reversed(jobs)}.values())[::-1]
+    cores = max(1, min(len(os.sched_getaffinity(0)), len(commands)))
     began, done = time.monotonic(), 0
     with ThreadPoolExecutor(cores) as pool:
-        for job, seconds in pool.map(lambda job: _run(job, out), jobs):
+        for job, seconds in pool.map(lambda job: _run(job, out), commands):
             done += 1
             took = f"{seconds:.0f} s" if seconds else "was there"
-            left = (time.monotonic() - began) / done * (len(jobs) - done) / 60
-            say(f"{done}/{len(jobs)}  {job.setting} {job.method} seed {job.seed}: {took}, about {left:.0f} min left")
+            left = (time.monotonic() - began) / done * (len(commands) - done) / 60
+            seeds = f"seeds {' '.join(map(str, job.together))}" if job.together else f"seed {job.seed}"
+            say(f"{done}/{len(commands)}  {job.setting} {job.method} {seeds}: {took}, about {left:.0f} min left")
 
 
 def _run(job: Job, out: Path) -> tuple[Job, float]:
@@ -177,6 +182,13 @@ def curve(job: Job, out: Path) -> tuple[np.ndarray, np.ndarray]:
     assert folder is not None, f"{job} has not run"
     run = read_run(folder)
     return run.successes if job.measure == "success" else run.returns
+
+
+def metrics(job: Job, out: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and values of everything that a job has logged, by name."""
+    folder = _find(job, out)
+    assert folder is not None, f"{job} has not run"
+    return read_run(folder).metrics
 
 
 def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:

@@ -24,6 +24,7 @@ MAX_VIDEOS, MAX_VIDEO_BYTES = 4, 12_000_000  # of a group, of one video: the pag
 SECTIONS = {"train": "Updates", "diagnostics": "Diagnostics", "rollout": "Training episodes", "time": "Speed"}
 FIRST_METRICS = ("critic_loss", "actor_loss", "value_loss", "loss", "mean", "grad_norm", "entropy", "ent_coef")
 DASH = "&ndash;"  # where there is no figure
+SEEM, SEEM_Q, SEEM_LIMIT = "diagnostics/seem_normalised", "diagnostics/seem_q_mean", 0.02
 
 
 def render(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run], created: str) -> str:
@@ -85,6 +86,13 @@ def _task_section(task: Task, index: int) -> str:
     if success:
         svg = _plot(lambda axes: _draw_success(axes, task), size, f"{task.name}: success rate")
         text = "Share of evaluation episodes that succeed, interquartile mean over seeds."
+        plots.append(f"<figure>{svg}<figcaption>{text}</figcaption></figure>")
+    if any(SEEM in run.metrics for group in task.groups for run in group.runs):
+        svg = _plot(lambda axes: _draw_seem(axes, task), (10.4, 3.6), f"{task.name}: early warning")
+        text = (
+            "Early warning: normalised SEEM (solid, left; above the dotted line values feed on themselves) against the "
+            "mean |Q| of the same transitions (dashed, right, logarithmic)."
+        )
         plots.append(f"<figure>{svg}<figcaption>{text}</figcaption></figure>")
     parts.append(f'<div class="card plots">{"".join(plots)}</div>' if plots else "")
     parts.append(_evaluation_table(task))
@@ -426,6 +434,23 @@ def _draw_success(axes: Any, task: Task) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(task.axis)
     axes.set_ylabel("success rate")
+
+
+def _draw_seem(axes: Any, task: Task) -> None:
+    """Normalised SEEM, and on a second axis |Q|, of all runs that were watched."""
+    right = axes.twinx()
+    right.set_yscale("log")
+    right.grid(False)
+    for group in task.groups:
+        for run in group.runs:
+            if SEEM in run.metrics and SEEM_Q in run.metrics:
+                _line(axes, thin(run.metrics[SEEM], MAX_POINTS), group.colour, 1.6, 0.9)
+                steps, q = thin(run.metrics[SEEM_Q], MAX_POINTS)
+                right.plot(steps, np.maximum(np.abs(q), 1e-6), color=group.colour, linewidth=1.2, linestyle="--")
+    axes.axhline(SEEM_LIMIT, color=MUTED, linewidth=0.9, linestyle=":")
+    axes.set_xlabel(task.axis)
+    axes.set_ylabel("SEEM / ||A||")
+    right.set_ylabel("|mean Q|")
 
 
 def _draw_lines(axes: Any, lines: Sequence[tuple[str, Series]]) -> None:

@@ -438,9 +438,8 @@ class _Loop:
         """One look of a monitor at the i-th run; says its alarm unless the last look gave one too."""
         watch, key = self.t.watches[i][name], jr.key(PROBE_STREAM)
         if not watch.rows:
-            watch.rows = self._choose(state, monitor.rows)
-        structure = jax.tree.structure(jax.eval_shape(lambda state: self.source.batch(state, key), state))
-        batch = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in watch.rows])
+            watch.rows = choose_rows(self.source, state, monitor.rows)
+        batch = as_batch(self.source, state, watch.rows)
         found = jax.device_get(self.measures[name](agent, batch, key))
         judged = monitor.judge(agent.config, found, watch.memory)
         if judged.alarm is not None and not watch.alarmed and not self.schedule.stop_on_alarm:
@@ -448,16 +447,6 @@ class _Loop:
             self.progress.say(f"{label}step {self.t.step:,}: {judged.alarm}")
         watch.memory, watch.alarmed = judged.memory, judged.alarm is not None
         return judged.metrics, judged.alarm
-
-    def _choose(self, state: Any, n: int) -> list[np.ndarray]:
-        """The leaves of `n` different rows of the source, or of all it has if they are fewer: the same at each call."""
-        draw = lambda k: jax.tree.leaves(jax.device_get(self.source.batch(state, k)))
-        first = draw(jr.key(PROBE_STREAM))
-        batches = [first] + [draw(k) for k in jr.split(jr.key(PROBE_STREAM), -(-2 * n // len(first[0])))]
-        leaves = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-        flat = np.concatenate([leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in leaves], axis=1)
-        kept = np.sort(np.unique(flat, axis=0, return_index=True)[1])[:n]
-        return [leaf[kept] for leaf in leaves]
 
     def _agent(self, i: int) -> AbstractAgent:
         """The agent of the i-th run, without a seed axis."""
@@ -510,6 +499,23 @@ class _Loop:
         except (TrimtabError, OSError):
             return error  # the disk is what failed: earlier checkpoints stand, and `error` says what to do
         return RunError(f"{error} (progress up to step {self.t.step:,} is saved in {self.runs[0].path})")
+
+
+def choose_rows(source: AbstractSource, state: Any, n: int) -> list[np.ndarray]:
+    """The leaves of `n` different rows of the source, or of all it has if they are fewer: the same at each call."""
+    draw = lambda k: jax.tree.leaves(jax.device_get(source.batch(state, k)))
+    first = draw(jr.key(PROBE_STREAM))
+    batches = [first] + [draw(k) for k in jr.split(jr.key(PROBE_STREAM), -(-2 * n // len(first[0])))]
+    leaves = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    flat = np.concatenate([leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in leaves], axis=1)
+    places = np.sort(np.unique(flat, axis=0, return_index=True)[1])[:n]
+    return [leaf[places] for leaf in leaves]
+
+
+def as_batch(source: AbstractSource, state: Any, leaves: list[np.ndarray]) -> Any:
+    """Rows from `choose_rows` in the form of the source's batches."""
+    like = jax.eval_shape(lambda state: source.batch(state, jr.key(0)), state)
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in leaves])
 
 
 def kept(run: Run) -> str:

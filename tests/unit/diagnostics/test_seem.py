@@ -22,6 +22,7 @@ from trimtab.diagnostics.seem import (
     power,
     q_value,
     seem,
+    seem_verdicts,
     spectrum,
 )
 from trimtab.nets.critic import Critic
@@ -330,6 +331,25 @@ def test_no_alarm_while_the_kernel_still_turns():
     )  # fmt: skip
     judged = monitor.judge(Config(), found, turned)
     assert judged.metrics["normalised"] > 0.02 and judged.metrics["ntk_cosine"] < 0.99 and judged.alarm is None
+
+
+def test_the_reading_table():
+    table = [
+        (dict(normalised=1e-3), None, ["ok"], "contracts"),
+        (dict(normalised=1e-3, ntk_cosine=0.999), 0.3, ["ok"], "no longer"),
+        (dict(normalised=1e-3, ntk_cosine=0.999, q_max=1e4), 0.3, ["bad"], "beyond any return"),
+        (dict(normalised=0.3), None, ["warn"], "may pass"),
+        (dict(normalised=0.3, ntk_cosine=0.9), 0.3, ["warn"], "may pass"),
+        (dict(normalised=0.3, ntk_cosine=0.999), 0.001, ["warn"], "may pass"),
+        (dict(normalised=0.3, ntk_cosine=0.999), 0.2, ["bad"], "leave any bound"),
+        (dict(normalised=0.01, growth=0.9), None, ["ok", "bad"], "contracts"),
+        (dict(normalised=float("nan")), None, ["bad"], "not finite"),
+    ]
+    for values, largest, levels, word in table:
+        found = {f"seem/{name}": value for name, value in (dict(q_max=1.0, bound=10.0) | values).items()}
+        lines = seem_verdicts(found, largest)
+        assert [line["level"] for line in lines] == levels and word in lines[0]["text"], values
+    assert seem_verdicts({}) == []
 
 
 def test_the_crash_step_under_sgd():
