@@ -64,6 +64,7 @@ def train(
     *,
     dataset: str | Path | None = None,
     dataset_fraction: float = 1.0,
+    stream: str = "auto",
     steps: int = 1_000_000,
     offline_steps: int = 0,
     online_steps: int = 0,
@@ -95,7 +96,8 @@ def train(
     `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` (a path, a name in `data/` or an
     id in Minari's store) the agent first learns from data for `offline_steps` updates; `online_steps` > 0 then goes on
     in `env` with the same agent and the data in its buffer. `dataset_fraction` below 1 keeps only that share of the
-    rows. `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged every `probe_freq`
+    rows; `stream` says whether a folder of `.npy` files stays on disk ("auto": if it is large for this machine).
+    `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged every `probe_freq`
     steps (0: at evaluations); with `on_diverge="stop"` the alarm of one of them ends the run as diverged.
     `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. With `her`, `her_k` of `her_k + 1` steps that
     are learnt from get another goal, reached in the "future", at the end ("final") or anywhere in their "episode".
@@ -145,6 +147,7 @@ def train(
         env=None,
         dataset=None if dataset is None else str(locate(dataset)),
         dataset_fraction=float(dataset_fraction),
+        stream=stream,
         steps=int(steps),
         offline_steps=int(offline_steps),
         online_steps=int(online_steps),
@@ -194,7 +197,7 @@ def _start(
     together = len(seeds) > 1 and setup.on_device
     groups = [seeds] if together else [[s] for s in seeds]
     if many and not quiet:
-        how = "together, by vmap" if together else "one after the other: their environments step on the host"
+        how = "together, by vmap" if together else "one after the other: their batches come from the host"
         print(f"{len(seeds)} seeds run {how}" if len(seeds) > 1 else "1 seed")
     paths: list[Path] = []
     for group in groups:

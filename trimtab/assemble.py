@@ -20,9 +20,9 @@ import numpy as np
 from trimtab.agents import AGENTS, batch_class, config_class
 from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition
 from trimtab.core import AbstractAgent, AbstractEnv, AbstractMonitor, Spec, UsageError, has_goals
-from trimtab.data import windows
+from trimtab.data import stream, windows
 from trimtab.data.her import Hindsight, HostReward, WorldReward
-from trimtab.data.readers import read_recorded
+from trimtab.data.readers import blocks, read_recorded
 from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, ScoredSource, WorldSource
 from trimtab.diagnostics import TRAINING_PROBES
 from trimtab.envs.goals import AbstractGoalEnv
@@ -114,15 +114,14 @@ def moments(obs: Any) -> tuple[Any, Any]:
     """Mean and standard deviation of each observation entry over the rows of a data set, block by block."""
 
     def mean(x: np.ndarray, fn: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        blocks = range(0, len(x), 2**16)
-        return np.sum([fn(x[i : i + 2**16].astype(np.float64)).sum(0) for i in blocks], axis=0) / len(x)
+        return np.sum([fn(rows.astype(np.float64)).sum(0) for rows in blocks(x)], axis=0) / len(x)
 
     def both(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first = mean(x, lambda rows: rows)
         return first.astype(np.float32), np.sqrt(mean(x, lambda rows: np.square(rows - first))).astype(np.float32)
 
     leaves, structure = jax.tree.flatten(obs)
-    means, stds = zip(*(both(np.asarray(leaf)) for leaf in leaves), strict=True)
+    means, stds = zip(*(both(np.asanyarray(leaf)) for leaf in leaves), strict=True)
     return jax.tree.unflatten(structure, means), jax.tree.unflatten(structure, stds)
 
 
@@ -199,15 +198,20 @@ class Setup:
             raise UsageError(f"{record['agent']} learns from a data set only: give --dataset, without --online-steps")
         if record["dataset"] is not None:
             task, fraction = None if world is None else world.name, record.get("dataset_fraction", 1.0)
-            recorded, spec = read_recorded(record["dataset"], task, fraction)
             reading = Reading.of(record["agent"], config)
-            dataset, chunk = recorded if reading.recorded else recorded.transition, reading.chunk
-            if chunk is not None and windows.longest(np.asarray(recorded.last)) < chunk:
-                raise UsageError(f"{record['dataset']} has no {chunk} steps of one episode: use a smaller chunk")
+            if stream.wanted(Path(record["dataset"]), record.get("stream", "auto")):
+                dataset = _on_disk(record, reading)
+                obs, spec = dataset.obs, dataset.spec
+            else:
+                recorded, spec = read_recorded(record["dataset"], task, fraction)
+                obs, dataset = recorded.transition.obs, recorded if reading.recorded else recorded.transition
+                if reading.chunk is not None and windows.longest(np.asarray(recorded.last)) < reading.chunk:
+                    least = f"{record['dataset']} has no {reading.chunk} steps of one episode"
+                    raise UsageError(f"{least}: use a smaller chunk")
             if world is not None:
                 check_fit(spec, world)
                 spec = world.spec
-            mean, std = moments(recorded.transition.obs)
+            mean, std = moments(obs)
             spec = replace(spec, obs_mean=mean, obs_std=std)
         else:
             spec = world.spec if world is not None else spec_from_json(record["spec"])
@@ -217,7 +221,8 @@ class Setup:
     def on_device(self) -> bool:
         """Whether batches never need the host: then seeds train together by `vmap`."""
         acts = self.dataset is None or bool(self.record["online_steps"])
-        return not acts or (self.world is not None and self.world.own is not None)
+        on_disk = isinstance(self.dataset, stream.Stream)
+        return not on_disk and (not acts or (self.world is not None and self.world.own is not None))
 
     @cached_property
     def hindsight(self) -> Hindsight | None:
@@ -273,6 +278,8 @@ class Setup:
         chunk = reading.chunk
         if chunk is not None and chunk < 1:
             raise UsageError(f"chunk must be at least 1, got {chunk}")
+        if isinstance(self.dataset, stream.Stream):
+            return stream.StreamSource(self.dataset, config.batch_size)
         if phase == "offline" and reading.scored:
             return ScoredSource(self.dataset, config.batch_size)
         if phase in ("proxy", "offline"):
@@ -333,6 +340,22 @@ class Setup:
         waits = max(1, self.config.learning_starts) if _has(self.config, "phase") else 1
         steps = offline + r["online_steps"]
         return Schedule(steps=steps, start=offline, learning_starts=waits, random=False, **shared)
+
+
+def _on_disk(record: dict[str, Any], reading: Reading) -> stream.Stream:
+    """The data set of a run, left on disk. Raises `UsageError` for what needs it in memory."""
+    path = record["dataset"]
+    if reading.recorded:
+        what = f"{record['agent']} learns from successive rows, for which"
+    elif reading.scored:
+        what = f"{record['agent']} scores every row, for which"
+    elif record["online_steps"]:
+        what = "online training fills a buffer, for which"
+    elif record.get("dataset_fraction", 1.0) != 1.0:
+        what = "to draw a share of the rows"
+    else:
+        return stream.Stream(Path(path))
+    raise UsageError(f"{what} the data set {path} must be in memory: choose a smaller one, or --stream never")
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class Flags:
     """data set to learn from: a file, a folder, the name of a data set in data/, or an id in Minari's store."""
     dataset_fraction: float = 1.0
     """share of its rows to learn from, drawn uniformly; the same rows for every seed."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """whether a data set of .npy files stays on disk; auto: above a quarter of the machine's memory."""
     steps: int = 1_000_000
     """environment steps of online training."""
     offline_steps: int = 0

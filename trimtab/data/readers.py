@@ -1,7 +1,8 @@
 """Readers of data sets on disk, all into the same `Transition` arrays."""
 
+import mmap
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def read_recorded(path: str | Path, task: str | None = None, fraction: float = 1
         if task is None or not ogbench.is_task(task):
             raise UsageError(f"{path} holds no rewards: name a task with --env, such as {_example(path)}")
         arrays = _of_ogbench(arrays, task)
-    recorded, spec = _transitions(path, arrays)
+    recorded, spec = transitions_of(path, arrays)
     return (recorded if fraction == 1.0 else subset(recorded, fraction)), spec
 
 
@@ -141,11 +142,24 @@ def _not_finite(x: np.ndarray) -> np.ndarray:
 
 def _first(array: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> tuple[int, ...]:
     """The index of the first entry for which `wrong` holds, empty without one. Looks at a block of rows at a time."""
-    for start in range(0, len(array), BLOCK):
-        found = np.argwhere(wrong(array[start : start + BLOCK]))
+    for number, rows in enumerate(blocks(array)):
+        found = np.argwhere(wrong(rows))
         if len(found):
-            return (int(found[0][0]) + start, *(int(i) for i in found[0][1:]))
+            return (int(found[0][0]) + number * BLOCK, *(int(i) for i in found[0][1:]))
     return ()
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of an array, `BLOCK` at a time; what was looked at of a file is not kept in memory."""
+    for start in range(0, len(array), BLOCK):
+        yield array[start : start + BLOCK]
+        release(array)
+
+
+def release(array: np.ndarray) -> None:
+    """Gives back the pages of a file that an array is mapped to; they are read again when they are needed."""
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _example(path: Path) -> str:
@@ -220,7 +234,9 @@ def spec_of(arrays: Mapping[str, np.ndarray]) -> Spec:
     return Spec(obs, act, False, (-1.0,) * act, (1.0,) * act)
 
 
-def _transitions(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Recorded, Spec]:
+def transitions_of(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Recorded, Spec]:
+    """Checked arrays that hold rewards, as transitions, and the `Spec` they imply. Raises `UsageError` if it is not
+    known where episodes were cut."""
     obs = jax.tree.map(lambda x: x.astype(np.float32), tree(arrays, "observations"))
     terminals = arrays["terminals"].astype(bool)
     cut = arrays.get("timeouts", arrays.get("truncations"))

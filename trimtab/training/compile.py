@@ -187,6 +187,16 @@ def scores(source: ScoredSource, agent: AbstractScorer, run_key: Any, seeds: int
     return jax.vmap(_scores, in_axes=(None, seed_axes(agent), 0))(source, agent, run_key)
 
 
+@partial(jax.jit, static_argnames=("updates", "batch_size"))
+def batch_rows(run_key: PRNGKeyArray, step: Array, updates: int, batch_size: int, rows: Array) -> Array:
+    """Which of `rows` rows the batches of `updates` updates from `step` on consist of, one batch after the other.
+
+    The keys are those of `_chunk`, so a data set on disk gives the batches that it would give in memory.
+    """
+    keys = jax.vmap(lambda i: jr.split(jr.fold_in(run_key, step + i), 3)[1])(jnp.arange(updates, dtype=jnp.int32))
+    return jax.vmap(lambda key: jr.randint(key, (batch_size,), 0, rows))(keys).reshape(-1)
+
+
 @jax.jit
 def act(policy: AbstractPolicy, obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
     """The action at a time step; its randomness is a function of (run_key, timestep) alone."""

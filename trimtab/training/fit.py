@@ -15,12 +15,23 @@ import numpy as np
 from trimtab.batches import Recorded, Transition
 from trimtab.core import AbstractAgent, AbstractMonitor, AbstractPolicy, Memory, Metrics, RunError, TrimtabError
 from trimtab.data.sources import AbstractSource, WorldSource
+from trimtab.data.stream import StreamSource
 from trimtab.envs.gym import Collector
 from trimtab.policies.compose import Uniform
 from trimtab.run.folder import Run
 from trimtab.run.logging import Progress
 from trimtab.training import checkpoint
-from trimtab.training.compile import Totals, act, all_finite, chunk, chunk_seeds, no_totals, prefill, prefill_seeds
+from trimtab.training.compile import (
+    Totals,
+    act,
+    all_finite,
+    batch_rows,
+    chunk,
+    chunk_seeds,
+    no_totals,
+    prefill,
+    prefill_seeds,
+)
 from trimtab.training.evaluate import normalized_score
 
 Evaluate = Callable[[AbstractPolicy, int], list[dict[str, float]]]
@@ -305,9 +316,14 @@ class _Loop:
         per_update = self.source.num_envs if isinstance(self.source, WorldSource) else 1
         events = (s.log_every, s.eval_every, s.checkpoint_every, *((s.probe_every,) if self.probes else ()))
         until = min([s.steps] + [(t.step // every + 1) * every for every in events if every])
-        updates = -(-(until - t.step) // per_update)
+        updates, items = -(-(until - t.step) // per_update), None
+        if isinstance(self.source, StreamSource):  # offline, so steps are updates
+            source, size = self.source, np.int32(len(self.source.stream))
+            updates = min(updates, source.updates)
+            rows = batch_rows(self.run_key, np.int32(t.step), source.updates, source.batch_size, size)
+            items = source.stream.gather(np.asarray(rows))
         t.agent, t.state, t.totals = self.chunk(
-            self.source, t.agent, t.state, t.totals, self.run_key, None, np.int32(updates)
+            self.source, t.agent, t.state, t.totals, self.run_key, items, np.int32(updates)
         )
         t.step += updates * per_update
 

@@ -141,3 +141,121 @@ def test_subset(source, tmp_path):
     for fraction in (0.0, -0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="fraction must be above 0"):
             subset(whole, fraction)
+
+
+# What is wrong with a file is said in one line that names it
+
+
+def hdf5_file(path, arrays):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        file["infos/qpos"] = np.zeros((3, 2))  # not ours
+        file["metadata/algorithm"] = "SAC"
+    return path
+
+
+def test_d4rl_files(tmp_path):
+    given = transitions()
+    recorded, _ = read_recorded(hdf5_file(tmp_path / "a.hdf5", given))
+    np.testing.assert_array_equal(recorded.transition.next_obs, given["next_observations"])
+    # Without next observations the last row of what was cut is dropped: it led nowhere that is known.
+    del given["next_observations"]
+    recorded, _ = read_recorded(hdf5_file(tmp_path / "b.h5", given))
+    kept = given["terminals"] | ~given["timeouts"]
+    assert len(recorded.last) == kept.sum()
+    np.testing.assert_array_equal(recorded.transition.discount, 1.0 - given["terminals"][kept])
+
+
+def broken(**changes) -> dict[str, np.ndarray]:
+    return {name: array for name, array in (transitions() | changes).items() if array is not None}
+
+
+BAD = {
+    "missing": (broken(rewards=None), r"lacks the array 'rewards'"),
+    "nan": (broken(observations=np.where(np.arange(120).reshape(40, 3) == 64, np.nan, 0.0)), r"observations\[21, 1\]"),
+    "short": (broken(actions=np.zeros((39, 1))), r"actions has 39 rows, observations has 40"),
+    "strings": (broken(rewards=np.array([b"one"] * 40)), r"rewards holds strings, not numbers"),
+    "empty": ({name: array[:0] for name, array in transitions().items()}, r"holds no transitions"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_d4rl_files_are_named(tmp_path, case):
+    arrays, text = BAD[case]
+    path = hdf5_file(tmp_path / "bad.hdf5", arrays)
+    with pytest.raises(UsageError, match=text) as caught:
+        read_recorded(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 3000])
+def test_a_truncated_hdf5_file(tmp_path, kept):
+    path = hdf5_file(tmp_path / "cut.hdf5", transitions())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UsageError, match="cannot read the data set") as caught:
+        read_recorded(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def spoil(file, what: str) -> None:
+    episode = file["episode_2"]
+    if what == "no steps":
+        for name in ("actions", "rewards", "terminations", "truncations"):
+            del episode[name]
+            episode[name] = np.zeros((0, 1) if name == "actions" else 0)
+    elif what == "no rewards":
+        del episode["rewards"]
+    else:
+        name, value = {
+            "short actions": ("actions", np.zeros((1, 1))),
+            "short observations": ("observations", np.zeros((2, 3))),
+            "text": ("rewards", np.array([b"a"] * len(episode["rewards"]))),
+            "nan": ("rewards", np.full(len(episode["rewards"]), np.nan)),
+        }[what]
+        del episode[name]
+        episode[name] = value
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("no steps", "episode 2 has no steps"),
+        ("no rewards", "cannot read Minari's data set"),
+        ("short actions", "episode 2: actions has 1 rows"),
+        ("short observations", "episode 2: observations has 2 rows, expected"),
+        ("text", "rewards holds strings, not numbers"),
+        ("nan", r"rewards\[\d+\] is nan"),
+        ("cut", "cannot read Minari's data set"),
+        ("metadata", "cannot read Minari's data set"),
+    ],
+)
+def test_a_bad_data_set_of_minari_is_named(source, what, text):
+    h5py = pytest.importorskip("h5py")
+    place = convert(source, "minari", name="trimtab/bad-v0")
+    file = place / "data" / "main_data.hdf5"
+    if what == "cut":
+        file.write_bytes(file.read_bytes()[:2000])
+    elif what == "metadata":
+        (place / "data" / "metadata.json").write_text("{")
+    else:
+        with h5py.File(file, "a") as opened:
+            spoil(opened, what)
+    with pytest.raises(UsageError, match=text) as caught:
+        read_recorded(place)
+    assert str(place) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_minari_is_not_written_twice_nor_with_gaps(source, tmp_path):
+    pytest.importorskip("minari")
+    place = convert(source, "minari", name="trimtab/there-v0")
+    with pytest.raises(UsageError, match="exists already: choose another --id"):
+        convert(source, "minari", name="trimtab/there-v0")
+    with pytest.raises(UsageError, match="is no id of Minari's"):
+        convert(source, "minari", name="there")
+    gaps = transitions()
+    gaps["next_observations"] = gaps["next_observations"] + 1.0
+    with pytest.raises(UsageError, match=r"next_observations\[0\] is not the observation of the row after it"):
+        convert(save_npz(tmp_path / "gaps.npz", gaps), "minari", name="trimtab/gaps-v0")
+    assert place.exists() and not (place.parent / "gaps-v0").exists()
