@@ -46,11 +46,12 @@ def test_fql_finds_the_fast_way_round(dataset, tmp_path):
         assert success >= 0.95 and steps <= 36
 
 
-def test_ifql_goes_round(dataset, tmp_path):
-    for success, _ in learn("ifql", dataset, tmp_path, **VALUES):
-        assert success >= 0.9
+def test_ifql_is_faster_than_what_it_learnt_from(dataset, tmp_path):
+    for success, steps in learn("ifql", dataset, tmp_path, **VALUES):
+        assert success >= 0.9 and steps <= 25
 
 
-def test_a_gaussian_clone_runs_into_the_wall(dataset, tmp_path):
-    for success, _ in learn("bc", dataset, tmp_path):
-        assert success <= 0.6
+def test_a_clone_is_as_slow_as_the_data(dataset, tmp_path):
+    # The world's own noise takes a Gaussian's mean to one side before it meets the wall: it arrives, but no faster.
+    for success, steps in learn("bc", dataset, tmp_path):
+        assert success >= 0.9 and steps >= 33
