@@ -4,7 +4,11 @@ import csv
 
 import pytest
 
+from trimtab.cli.flags import parse
 from trimtab.cli.main import main
+from trimtab.cli.train import flags_for
+from trimtab.envs.make import find
+from trimtab.papers.reengage import plan
 
 SMALL = "--agent.hidden 8 --agent.batch-size 16 --agent.learning-starts 30 --agent.buffer-size 500 --log csv"
 
@@ -65,3 +69,18 @@ def test_bad_requests_leave_nothing_behind(tmp_path, capsys, args, words):
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+def test_a_recipes_commands_are_understood(scale, tmp_path):
+    jobs = plan(scale)
+    for job in jobs:
+        agent, *rest = job.command(tmp_path)[2:]
+        found = parse(flags_for(agent), rest, "train")
+        assert found.steps > found.agent.learning_starts and found.eval_freq < found.steps
+        if not found.env.startswith("gymnasium_robotics:"):
+            find(found.env)
+    assert len({job.folder(tmp_path) for job in jobs}) == len(jobs)
+    settings = {job.setting for job in jobs}
+    assert settings >= {"ContinuousSeek5", "DriveSeek" if scale == "paper" else "DriveSeekSmall"}
+    assert ("HandReach" in settings) == (scale == "paper")

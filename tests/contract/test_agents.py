@@ -31,11 +31,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "ifql": {"candidates": 3},
     "reengage": {"unreached_reward": None},
     "reengage-sac": {"unreached_reward": None},
+    "reengage-sets": {"encoder": (8,), "embedding": 4},
 }
 """Fields, beside `hidden`, in which the tested config of an agent differs from its default."""
 
-GOALS: set[str] = {"reengage", "reengage-sac"}
-"""Agents whose observations must have goals."""
+GOALS: dict[str, int] = {"reengage": 2, "reengage-sac": 2, "reengage-sets": 9}
+"""Agents whose observations must have goals, and the numbers of one."""
 
 DISCRETE: set[str] = set()
 """Agents which take discrete actions."""
@@ -121,16 +122,16 @@ def chunk_of(agent, data, run_key, updates):
     return jax.lax.fori_loop(0, updates, body, agent)
 
 
-def with_goals(spec: Spec) -> Spec:
-    """`spec` with goals of two numbers in its observation."""
-    sizes = {"achieved_goal": 2, "desired_goal": 2, "observation": 1}
+def with_goals(spec: Spec, size: int) -> Spec:
+    """`spec` with goals of `size` numbers in its observation."""
+    sizes = {"achieved_goal": 2, "desired_goal": size, "observation": 1}
     return dataclasses.replace(spec, obs={k: jax.ShapeDtypeStruct((n,), jnp.float32) for k, n in sizes.items()})
 
 
 @pytest.fixture(scope="module", params=sorted(AGENTS))
 def rig(request, spec, make_batch) -> Rig:
     name = request.param
-    spec = with_goals(spec) if name in GOALS else spec
+    spec = with_goals(spec, GOALS[name]) if name in GOALS else spec
     agent = AGENTS[name].create(jr.key(0), spec, small_config(name))
     data = make_data(name, make_batch, spec, jr.key(1), 64)
     batch = jax.tree.map(lambda x: x[:16], data)

@@ -22,7 +22,15 @@ UPDATES = 20
 
 # Rates a few times the defaults, so that twenty updates of a wrong rule leave a mark on the losses.
 OVERRIDES = {"hidden": (8, 8), "learning_rate": 3e-3, "tau": 0.1, "gamma": 0.9, "phase": "offline"}
-OVERRIDES |= {"unreached_reward": None, "actor_lr": 3e-3, "critic_lr": 3e-3, "width": 8, "gate_hidden": (8,)}
+OVERRIDES |= {
+    "unreached_reward": None,
+    "encoder": (8,),
+    "embedding": 4,
+    "actor_lr": 3e-3,
+    "critic_lr": 3e-3,
+    "width": 8,
+    "gate_hidden": (8,),
+}
 
 
 def stream(key: jax.Array) -> Transition:
@@ -49,9 +57,14 @@ def windows(key: jax.Array, h: int) -> Chunk:
     return Chunk(obs=rows[0].obs, next_obs=rows[-1].next_obs, valid=valid, **named)
 
 
-def with_goals(rows: Transition) -> Transition:
-    """`rows` with the first two numbers as what is achieved, and the last two before the step as what is wanted."""
-    parts = lambda x: {"achieved_goal": x[:, :2], "desired_goal": rows.obs[:, 1:], "observation": x}
+def with_goals(rows: Transition, sets: bool) -> Transition:
+    """`rows` with the first two numbers as what is achieved, and the last two before the step as what is wanted; or a
+    set of two goals, of which the step reaches the first and the second is there in every other row."""
+    goal = rows.obs[:, 1:]
+    if sets:
+        there = jnp.stack([jnp.ones(32), jnp.arange(32) % 2], axis=1)[..., None]
+        goal = jnp.concatenate([there, jnp.stack([rows.next_obs[:, :2], goal], axis=1)], axis=-1).reshape(32, 6)
+    parts = lambda x: {"achieved_goal": x[:, :2], "desired_goal": goal, "observation": x}
     return Transition(parts(rows.obs), rows.action, rows.reward, rows.discount, parts(rows.next_obs))
 
 
@@ -69,11 +82,10 @@ def losses(name: str) -> dict[str, list[float | None]]:
     kind = config_class(AGENTS[name])
     known = {field: value for field, value in OVERRIDES.items() if field in kind.__dataclass_fields__}
     config = kind(**known)
-    goals = name.startswith("reengage")
+    goals, sets = name.startswith("reengage"), name == "reengage-sets"
     if goals:
-        spec = replace(
-            spec, obs=jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], with_goals(stream(jr.key(0))).obs))
-        )
+        example = with_goals(stream(jr.key(0)), sets).obs
+        spec = replace(spec, obs=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example))
     reads = batch_class(AGENTS[name])
     agent = AGENTS[name].create(jr.key(0), spec, config)
     update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
@@ -84,7 +96,7 @@ def losses(name: str) -> dict[str, list[float | None]]:
             batch = windows(k_batch, config.chunk)
         else:
             batch = with_next(k_batch) if reads is Sarsa else stream(k_batch)
-            batch = with_goals(batch) if goals else batch
+            batch = with_goals(batch, sets) if goals else batch
         agent, metrics = update(agent, batch, k_update)
         for metric, value in jax.device_get(metrics).items():
             if not metric.endswith("_grad_norm"):

@@ -14,6 +14,7 @@ from trimtab.agents.iql import IQL as IQL
 from trimtab.agents.rebrac import ReBRAC as ReBRAC
 from trimtab.agents.reengage import ReenGAGE as ReenGAGE
 from trimtab.agents.reengage_sac import ReenGAGESAC as ReenGAGESAC
+from trimtab.agents.reengage_sets import ReenGAGESets as ReenGAGESets
 from trimtab.agents.sac import SAC as SAC
 from trimtab.agents.sac_flow import SACFlow as SACFlow
 from trimtab.agents.sac_flow_chunked import SACFlowChunked as SACFlowChunked
@@ -35,6 +36,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "rebrac": ReBRAC,
     "reengage": ReenGAGE,
     "reengage-sac": ReenGAGESAC,
+    "reengage-sets": ReenGAGESets,
     "sac": SAC,
     "sac-flow": SACFlow,
     "sac-flow-chunked": SACFlowChunked,
