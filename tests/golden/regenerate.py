@@ -62,7 +62,7 @@ def with_goals(rows: Transition, sets: bool) -> Transition:
     set of two goals, of which the step reaches the first and the second is there in every other row."""
     goal = rows.obs[:, 1:]
     if sets:
-        there = jnp.stack([jnp.ones(32), jnp.arange(32) % 2], axis=1)[..., None]
+        there = jnp.stack([jnp.ones(32), (jnp.arange(32) % 2).astype(jnp.float32)], axis=1)[..., None]
         goal = jnp.concatenate([there, jnp.stack([rows.next_obs[:, :2], goal], axis=1)], axis=-1).reshape(32, 6)
     parts = lambda x: {"achieved_goal": x[:, :2], "desired_goal": goal, "observation": x}
     return Transition(parts(rows.obs), rows.action, rows.reward, rows.discount, parts(rows.next_obs))

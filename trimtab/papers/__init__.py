@@ -11,3 +11,4 @@ PAPERS: dict[str, tuple[str, str]] = {
     ),
     "sac-flow": ("trimtab.papers.sac_flow", "SAC Flow (arXiv:2509.25756): steady gradients through a flow's rollout"),
 }
+"""Command-line name -> (module with `reproduce(scale, out)`, help line)."""
