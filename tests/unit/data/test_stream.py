@@ -102,6 +102,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(data))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_set(tmp_path):
     peaks = []
     for rows in (200_000, 5_000_000):

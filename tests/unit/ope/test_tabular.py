@@ -188,7 +188,9 @@ class Table(AbstractPolicy):
         return jax.nn.one_hot(jr.categorical(key, obs @ self.log_share), ACTIONS)
 
 
-@pytest.mark.parametrize("limit", [300, 4], ids=["terminating", "cut"])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(300, id="terminating"), pytest.param(4, id="cut", marks=pytest.mark.slow)]
+)
 def test_networks_come_to_the_same_value(mdp, limit):
     exact_q, exact_v = mdp.values()
     rows = collect(mdp, 8_000, limit, 5)
