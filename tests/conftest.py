@@ -1,9 +1,10 @@
 """Settings and fixtures of the whole suite. The settings must stand before Trimtab is imported for the first time."""
 
+import gc
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Compiled functions are kept between runs. By environment, so that commands which the tests start share the cache.
@@ -35,6 +36,16 @@ hypothesis.settings.load_profile("trimtab")
 
 from trimtab.batches import Transition  # noqa: E402
 from trimtab.core import Spec  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_are_left() -> Iterator[None]:
+    """Each compiled program holds some of the memory maps that Linux allows a process, 65,530 by default: beyond them
+    the compiler crashes. So a worker lets go of a module's programs when it is through with it.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ def with_goals(spec: Spec, size: int) -> Spec:
 
 
 @pytest.fixture(scope="module", params=sorted(AGENTS))
-def rig(request, spec, make_batch) -> Rig:
+def rig(request, spec, make_batch) -> Iterator[Rig]:
     name = request.param
     spec = with_goals(spec, GOALS[name]) if name in GOALS else spec
     agent = AGENTS[name].create(jr.key(0), spec, small_config(name))
@@ -143,7 +143,8 @@ def rig(request, spec, make_batch) -> Rig:
 
     # A function of this rig's own, so that the count of compilations is its own, too.
     chunk = jax.jit(lambda agent, data, run_key, updates: chunk_of(agent, data, run_key, updates))
-    return Rig(name, spec, agent, data, batch, jax.jit(update), chunk, traces)
+    yield Rig(name, spec, agent, data, batch, jax.jit(update), chunk, traces)
+    jax.clear_caches()  # this agent's programs are not needed any more: see `no_programs_are_left`
 
 
 def assert_bits(a, b, *, same: bool = True):
