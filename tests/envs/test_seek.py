@@ -211,7 +211,8 @@ def test_sizes_that_do_not_exist_are_refused(make):
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space:UserWarning")  # positions have no bounds
 def test_every_own_world_is_registered_with_gymnasium():
-    assert all(name in gymnasium.registry for name in worlds())
+    ours = [name for name in worlds() if name.startswith(("trimtab/", "probe/"))]  # other tests register theirs
+    assert len(ours) > 10 and all(name in gymnasium.registry for name in ours)
     env = gymnasium.make("trimtab.envs.hosted:trimtab/ContinuousSeek5-v0")
     check_env(env.unwrapped, skip_render_check=True)
     assert env.unwrapped.world.dimension == 5  # pyright: ignore

@@ -1,7 +1,7 @@
 """What a run is put together from: configs from JSON, the batches an agent asks for, and the moments of its data."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,8 @@ def test_bc_learns_from_data_only(dataset):
 def test_the_annotation_of_update_says_what_is_read(dataset):
     path, _ = dataset
     chunked = assemble.Setup.create(record("sac-flow-chunked", path), None)
-    assert assemble.Reading.of("sac-flow-chunked", chunked.config) == assemble.Reading(5, False)
-    assert assemble.Reading.of("iql", None) == assemble.Reading(None, False)
-    assert replace(assemble.Reading(None, True)).recorded
+    assert assemble.Reading.of("sac-flow-chunked", chunked.config) == assemble.Reading(5, False, False)
+    assert assemble.Reading.of("iql", None) == assemble.Reading(None, False, False)
+    assert assemble.Reading.of("rebrac", None) == assemble.Reading(None, True, False)
+    assert assemble.Reading.of("fac", None) == assemble.Reading(None, False, True)
+    assert assemble.Reading(None, True, False).recorded and not assemble.Reading(None, False, True).recorded
