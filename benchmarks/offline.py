@@ -67,6 +67,8 @@ def peer(agent_name: str):
         ),
         "cql": d3rlpy.algos.CQLConfig(batch_size=BATCH),
     }[agent_name]
+    if config.observation_scaler is not None:  # `fit` does this before its first update
+        config.observation_scaler.fit_with_transition_picker(dataset.episodes, dataset.transition_picker)
     agent = config.create(device="cpu")
     agent.build_with_dataset(dataset)
 
