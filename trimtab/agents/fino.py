@@ -124,12 +124,18 @@ class FINO(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "FINO":
-        """A fresh agent. Raises `UsageError` for discrete actions, an unknown `noise` or `q_agg`, or no candidate."""
+        """A fresh agent. Raises `UsageError` for discrete actions, an unknown `noise` or `q_agg`, `eta` outside of
+        [0, 1), or a count below 1."""
         require_continuous(spec, "fino")
         if config.noise not in NOISES:
             raise UsageError(f"unknown noise {config.noise!r}: choose one of {', '.join(NOISES)}")
         if config.q_agg not in ("mean", "min"):
             raise UsageError(f"unknown q_agg {config.q_agg!r}: choose mean or min")
+        if not 0.0 <= config.eta < 1.0:
+            raise UsageError(f"eta must be at least 0 and less than 1, got {config.eta}")
+        for name in ("entropy_every", "entropy_samples"):
+            if getattr(config, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(config, name)}")
         candidates = min(10, (spec.action_size + 1) // 2) if config.candidates is None else config.candidates
         if candidates < 1:
             raise UsageError(f"candidates must be at least 1, got {candidates}")

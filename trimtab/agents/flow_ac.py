@@ -114,8 +114,12 @@ class FlowAC(AbstractScorer):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "FlowAC":
-        """A fresh agent. Raises `UsageError` for discrete actions or an unknown choice of a field that names one."""
+        """A fresh agent. Raises `UsageError` for discrete actions, an unknown choice of a field that names one, or a
+        count below 1."""
         require_continuous(spec, "fac")
+        for name in ("proxy_steps", "density_steps"):
+            if getattr(config, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(config, name)}")
         _check("threshold", config.threshold, ("batch", "dataset"))
         _check("weight", config.weight, tuple(WEIGHTS))
         _check("q_agg", config.q_agg, ("mean", "min"))

@@ -178,7 +178,16 @@ def test_the_spread_is_that_of_its_own_actions(spec, batch):
     assert spread[0] - spread[1] == pytest.approx(2 * np.log(2.0), abs=0.05)
 
 
-@pytest.mark.parametrize("bad", [dict(noise="white"), dict(q_agg="max"), dict(candidates=0)])
+BAD = [dict(noise="white"), dict(q_agg="max"), dict(candidates=0), dict(entropy_every=0), dict(entropy_samples=0)]
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.0])
+def test_noise_out_of_range(eta, spec):
+    with pytest.raises(UsageError, match=f"eta must be at least 0 and less than 1, got {eta}"):
+        agent(spec, eta=eta)
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_unknown_choices(bad, spec):
     with pytest.raises(UsageError, match=r"unknown|at least 1"):
         agent(spec, **bad)

@@ -189,3 +189,9 @@ def test_seeds_are_scored_as_each_would_be_alone(spec, make_batch):
 def test_unknown_choices(bad, spec):
     with pytest.raises(UsageError, match=r"unknown (threshold|weight|q_agg|density_method) '\w+': choose one of"):
         agent(spec, **bad)
+
+
+@pytest.mark.parametrize("name", ["proxy_steps", "density_steps"])
+def test_counts_below_one(name, spec):
+    with pytest.raises(UsageError, match=f"{name} must be at least 1, got -3"):
+        agent(spec, **{name: -3})
