@@ -162,6 +162,13 @@ class AbstractScorer(AbstractAgent):
         """A number for each row of a batch of `Transition`s."""
 
 
+def require_counts(config: Any, *names: str) -> None:
+    """Raises `UsageError` if one of the config's fields of those names is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
 def require_continuous(spec: Spec, agent: str) -> None:
     """Raises `UsageError` if `spec` has discrete actions, which `agent` cannot take."""
     if spec.discrete:

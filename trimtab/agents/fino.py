@@ -43,7 +43,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous, require_counts
 from trimtab.nets.critic import Critic
 from trimtab.ops import copy, descend, polyak, td_target, unit_scale
 from trimtab.ops.mixture import mixture_entropy
@@ -133,9 +133,7 @@ class FINO(AbstractAgent):
             raise UsageError(f"unknown q_agg {config.q_agg!r}: choose mean or min")
         if not 0.0 <= config.eta < 1.0:
             raise UsageError(f"eta must be at least 0 and less than 1, got {config.eta}")
-        for name in ("entropy_every", "entropy_samples"):
-            if getattr(config, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(config, name)}")
+        require_counts(config, "entropy_every", "entropy_samples")
         candidates = min(10, (spec.action_size + 1) // 2) if config.candidates is None else config.candidates
         if candidates < 1:
             raise UsageError(f"candidates must be at least 1, got {candidates}")

@@ -38,7 +38,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Scored, Transition
-from trimtab.core import AbstractPolicy, AbstractScorer, Metrics, Spec, UsageError, require_continuous
+from trimtab.core import AbstractPolicy, AbstractScorer, Metrics, Spec, UsageError, require_continuous, require_counts
 from trimtab.nets.critic import Critic
 from trimtab.ops import copy, descend, polyak, td_target, unit_scale
 from trimtab.ops.ode import METHODS, log_density
@@ -117,9 +117,7 @@ class FlowAC(AbstractScorer):
         """A fresh agent. Raises `UsageError` for discrete actions, an unknown choice of a field that names one, or a
         count below 1."""
         require_continuous(spec, "fac")
-        for name in ("proxy_steps", "density_steps"):
-            if getattr(config, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(config, name)}")
+        require_counts(config, "proxy_steps", "density_steps")
         _check("threshold", config.threshold, ("batch", "dataset"))
         _check("weight", config.weight, tuple(WEIGHTS))
         _check("q_agg", config.q_agg, ("mean", "min"))

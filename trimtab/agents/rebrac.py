@@ -29,7 +29,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Sarsa
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous, require_counts
 from trimtab.nets.critic import Critic
 from trimtab.ops import copy, descend, polyak, td_target, unit_scale
 from trimtab.policies.compose import Noisy
@@ -89,8 +89,9 @@ class ReBRAC(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "ReBRAC":
-        """A fresh agent. Raises `UsageError` for discrete actions."""
+        """A fresh agent. Raises `UsageError` for discrete actions or a policy_delay below 1."""
         require_continuous(spec, "rebrac")
+        require_counts(config, "policy_delay")
         k_actor, k_critic = jr.split(key)
         shape: dict[str, Any] = dict(activation=config.activation, init="glorot", standardise=config.normalize_obs)
         actor = Deterministic.create(spec, config.hidden, k_actor, **shape)

@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous, require_counts
 from trimtab.nets.critic import Critic
 from trimtab.ops import copy, descend, polyak, td_target
 from trimtab.policies.compose import Noisy
@@ -74,8 +74,9 @@ class TD3(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "TD3":
-        """A fresh agent. Raises `UsageError` for discrete actions."""
+        """A fresh agent. Raises `UsageError` for discrete actions or a policy_delay below 1."""
         require_continuous(spec, "td3")
+        require_counts(config, "policy_delay")
         k_actor, k_critic = jr.split(key)
         actor = Deterministic.create(spec, config.hidden, k_actor)
         critic = Critic.create(
