@@ -22,6 +22,8 @@ def train(training: Training, runs: Path) -> Learner:
     config = Config(buffer_size=training.steps, learning_starts=training.learning_starts)
     if training.learning_rate is not None:
         config = replace(config, learning_rate=training.learning_rate)
+    if training.target_entropy is not None:
+        config = replace(config, target_entropy=training.target_entropy)
     found = [path.parent for path in runs.glob(f"*/sac/{training.name}/config.json") if _env(path) == training.env]
     if found:
         path = found[0]

@@ -24,7 +24,7 @@ class Make:
     episodes: int | None = None
     """training episodes of a scripted data set; by default its own number."""
     steps: int | None = None
-    """training steps of the learner behind mujoco/...; by default the task's own number."""
+    """training steps of the learner behind mujoco/... and antmaze-...; by default the task's own number."""
     rows: int | None = None
     """transitions of mujoco/...; by default the task's own number."""
     seed: int = 0

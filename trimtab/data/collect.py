@@ -1,4 +1,4 @@
-"""Data sets that can be made here, by name: scripted ones of our own worlds and of OGBench. Nothing is downloaded.
+"""Data sets that can be made here, by name, of our own worlds, of OGBench and of MuJoCo. Nothing is downloaded.
 
 A data set `NAME` is `NAME.npz` in a folder (`data/` unless another is given), with `NAME.json` beside it, which says
 how it was made; OGBench's also have `NAME-val.npz`.
@@ -34,7 +34,7 @@ class Size:
     episodes: int | None = None
     """training episodes of a scripted set; its validation file has a tenth of it, at least 1."""
     steps: int | None = None
-    """training steps of the learner behind a set of trained policies."""
+    """training steps of the learner behind a set of trained policies, or behind an ant's legs."""
     rows: int | None = None
     """transitions of such a set."""
 
@@ -42,6 +42,7 @@ class Size:
         """Raises `UsageError` for a number that is too small, or means nothing for the data set `name`."""
         given = {"episodes": self.episodes, "steps": self.steps, "rows": self.rows}
         meant = ("steps", "rows") if name in collect_policy.NAMES else ("episodes",)
+        meant = ("steps", "episodes") if name.startswith("antmaze-") else meant
         if name.endswith("/medium-replay-v0") and self.rows is not None:
             raise UsageError(f"{name} is all that was stored until the medium policy: leave --rows out")
         for label, value in given.items():
@@ -63,9 +64,9 @@ def make(
 ) -> list[Path]:
     """Collects the data set `name` and writes its files, each under a temporary name first; returns their paths.
 
-    `command` is noted beside the data. `train` gives the learner behind the data of trained policies; its runs are kept
-    in the folder `runs` of `out`. Raises `UsageError` for an unknown name, naming the nearest, or a bad number, and
-    `RunError` if a file cannot be written.
+    `command` is noted beside the data. `train` gives the learner behind the data of trained policies and of ants; its
+    runs are kept in the folder `runs` of `out`. Raises `UsageError` for an unknown name, naming the nearest, or a bad
+    number, and `RunError` if a file cannot be written.
     """
     if name not in names():
         raise UsageError(f"no data set {name!r} can be made: did you mean {_nearest(name)!r}? (trimtab list datasets)")
@@ -93,11 +94,17 @@ def make(
         recipe = collect_ogbench.RECIPES[name]
         whole = recipe.episodes if size.episodes is None else size.episodes
         counts = {name: whole, f"{name}-val": max(1, round(whole / 10))}
+        walker = None
+        if collect_ogbench.needs_walker(recipe):
+            assert train is not None, "an ant's legs need a learner"
+            walker, more = collect_policy.walker(steps=size.steps, seed=seed, runs=out / "runs", train=train)
         parts = {
-            part: collect_ogbench.collect(recipe, split, n, seed, lambda done, of, part=part: tick(part, done, of))
+            part: collect_ogbench.collect(
+                recipe, split, n, seed, lambda done, of, part=part: tick(part, done, of), walker
+            )
             for split, (part, n) in enumerate(counts.items())
         }
-        more = {"episodes": counts}
+        more |= {"episodes": counts}
     record = {"name": name, "command": command, "seed": seed} | more
     record |= {"rows": {part: len(arrays["actions"]) for part, arrays in parts.items()}, "versions": versions()}
     paths = [save_npz(out / f"{part}.npz", arrays) for part, arrays in parts.items()]

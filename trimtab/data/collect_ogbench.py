@@ -1,4 +1,6 @@
-"""Data sets of OGBench, collected here: scripted oracles in manipulation, shortest paths in point mazes.
+"""Data sets of OGBench, collected here: scripted oracles in manipulation, shortest paths in mazes.
+
+A point walks into any direction by itself. An ant must have learnt it: its legs are a policy trained in the plane.
 
 The environments and oracles are OGBench's; the loops around them follow its paper's description and its file format
 (arXiv:2410.20092). An episode is a function of (seed, split, number), so a longer data set begins with a shorter one.
@@ -15,8 +17,11 @@ from trimtab.envs import ogbench
 
 Arrays = dict[str, np.ndarray]
 
-SIGMA = 0.5
-"""Standard deviation of the noise on a point's actions."""
+SIGMA = {"pointmaze": 0.5, "antmaze": 0.2}
+"""Standard deviation of the noise on actions; `explore` has 1."""
+
+Walk = Callable[[Any, np.ndarray], np.ndarray]
+"""(bare environment, unit vector of where to go (2,)) -> the action, in [-1, 1]."""
 
 _STACK = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
 """Cubes -> range of an episode's probability that a target lies on top of another cube."""
@@ -43,6 +48,10 @@ def _recipes() -> dict[str, Recipe]:
         long = maze == "giant"  # its paths need more steps; as many rows in all
         found.append(Recipe(f"pointmaze-{maze}-navigate-v0", 500 if long else 1000, 2001 if long else 1001))
         found.append(Recipe(f"pointmaze-{maze}-stitch-v0", 5000, 201))
+        found.append(Recipe(f"antmaze-{maze}-navigate-v0", 500 if long else 1000, 2001 if long else 1001))
+        found.append(Recipe(f"antmaze-{maze}-stitch-v0", 5000, 201))
+        if maze in ("medium", "large"):
+            found.append(Recipe(f"antmaze-{maze}-explore-v0", 10000, 501))
     return {recipe.name: recipe for recipe in found}
 
 
@@ -53,16 +62,25 @@ Tick = Callable[[int, int], None]
 """(episodes done, of how many)."""
 
 
-def collect(recipe: Recipe, split: int, episodes: int, seed: int, tick: Tick) -> Arrays:
+def needs_walker(recipe: Recipe) -> bool:
+    """Whether the data are of a body whose legs must have been trained."""
+    return recipe.name.startswith("antmaze-")
+
+
+def collect(
+    recipe: Recipe, split: int, episodes: int, seed: int, tick: Tick, walker: Callable[[np.ndarray], np.ndarray] | None
+) -> Arrays:
     """`episodes` episodes in OGBench's format, every row with the state before its action: float32 observations,
     actions, qpos, qvel; bool terminals, set on the last row of each episode; int64 button_states where there are
-    buttons. `split` is 0 for training, 1 for validation.
+    buttons. `split` is 0 for training, 1 for validation. `walker` maps what an ant feels and where it shall go, (29,),
+    to its action, (8,).
     """
     family, *_, kind, _ = recipe.name.split("-")
     limits: dict[str, Any] = {"terminate_at_goal": False, "max_episode_steps": recipe.steps}
-    if family == "pointmaze":
+    if family in SIGMA:
         env = ogbench.make_bare(recipe.name, limits)
-        episode = lambda number: _maze(env, kind)
+        walk = _straight if walker is None else _legs(walker)
+        episode = lambda number: _maze(env, kind, walk, SIGMA[family])
     else:
         env = ogbench.make_bare(recipe.name, limits | {"mode": "data_collection"})
         script = _Script.create(env, recipe.name)
@@ -183,25 +201,39 @@ def _cube_lost(xyz: np.ndarray) -> bool:
 # Mazes
 
 
-def _maze(env: Any, kind: str) -> Arrays:
-    """One episode of a point that heads for the next cell on a shortest path to its goal.
+def _straight(env: Any, way: np.ndarray) -> np.ndarray:
+    """A point goes where it is told."""
+    return way
 
-    navigate: from any cell to random corners and crossings, one after the other; stitch: to one goal four cells away.
+
+def _legs(walker: Callable[[np.ndarray], np.ndarray]) -> Walk:
+    """An ant, told where to go in the place of where it is."""
+    return lambda env, way: walker(np.concatenate([env.get_ob()[2:], way]).astype(np.float32))
+
+
+def _maze(env: Any, kind: str, walk: Walk, sigma: float) -> Arrays:
+    """One episode of a body that heads for the next cell on a shortest path to its goal.
+
+    navigate: from any cell to random corners and crossings, one after the other; stitch: to one goal four cells away;
+    explore: no goal, another direction every ten steps, and noise of 1.
     """
     draw: Any = np.random  # the generator of the mazes, seeded by the caller
-    bare, rows, done = env.unwrapped, _Rows(), False
+    bare, rows, done, step = env.unwrapped, _Rows(), False, 0
     cells, corners = _cells(bare.maze_map)
     choose = lambda places: places[draw.randint(len(places))]
     start = choose(cells)
-    goal = choose(corners) if kind == "navigate" else choose(_at_distance(bare.maze_map, start, 4) or [start])
+    goal = choose(_at_distance(bare.maze_map, start, 4) or [start]) if kind == "stitch" else choose(corners)
     obs, _ = env.reset(seed=int(draw.randint(2**31)), options={"task_info": {"init_ij": start, "goal_ij": goal}})
+    way = np.zeros(2)
     while not done:
-        subgoal, _ = bare.get_oracle_subgoal(bare.get_xy(), bare.cur_goal_xy)
-        way = subgoal - bare.get_xy()
-        action = way / (np.linalg.norm(way) + 1e-6) + draw.normal(0.0, SIGMA, 2)
-        action = np.clip(action, -1.0, 1.0)
+        if kind != "explore":
+            way = bare.get_oracle_subgoal(bare.get_xy(), bare.cur_goal_xy)[0] - bare.get_xy()
+        elif step % 10 == 0:
+            way = draw.normal(size=2)
+        action = walk(bare, way / (np.linalg.norm(way) + 1e-6))
+        action = np.clip(action + draw.normal(0.0, 1.0 if kind == "explore" else sigma, action.shape), -1.0, 1.0)
         after, _, terminated, truncated, info = env.step(action)
-        done = terminated or truncated
+        done, step = terminated or truncated, step + 1
         rows.add(obs, action, done, info)
         obs = after
         if info["success"] and kind == "navigate":

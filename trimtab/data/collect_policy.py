@@ -11,6 +11,7 @@ Policies act with their exploration noise, as those behind D4RL's data did. The 
 final policy without noise are stored with each set: they are what normalised scores refer to.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ class Training:
     learning_starts: int
     learning_rate: float | None = None
     """None: the agent's own."""
+    target_entropy: float | None = None
+    """None: the agent's own."""
 
     @property
     def name(self) -> str:
@@ -135,6 +138,27 @@ def collect(
         "mean_return": float(returns.mean()),
     }
     return arrays, {"env": task.env, "behaviour": behaviour, "references": references}
+
+
+WALKER = Training("trimtab.envs.ogbench:ant_in_the_plane", 400_000, 0, 10_000, 1e-4, -4.0)
+"""How an ant learns to walk where it is told: as OGBench's did, with half of SAC's usual target entropy."""
+
+
+def walker(
+    *, steps: int | None, seed: int, runs: Path, train: Train
+) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
+    """The legs of an ant, trained once for all mazes: a function from (29,) to actions (8,); and what a record says."""
+    length = steps or WALKER.steps
+    learner = train(
+        dataclasses.replace(
+            WALKER, steps=length, seed=seed, learning_starts=min(WALKER.learning_starts, max(1, length // 10))
+        ),
+        runs,
+    )
+    step, mean = learner.evaluations[-1]
+    choose = learner.policy(step)
+    behaviour = {"agent": learner.agent, "run": learner.path.relative_to(runs).as_posix(), "step": step}
+    return lambda obs: choose(obs[None], 0)[0], {"walker": behaviour | {"mean_return": mean}}
 
 
 def _seed(seed: int, stage: str) -> int:

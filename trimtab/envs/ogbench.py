@@ -132,18 +132,33 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def ant_in_the_plane(render_mode: str | None = None) -> gymnasium.Env:
+    """OGBench's ant without walls, told every 100 steps in which direction to walk and rewarded for how far it got.
+
+    Its observation, (29,), is what the ant of the mazes feels without its place, and the unit vector of the direction.
+    """
+    library()
+    import ogbench.online_locomotion  # noqa: F401  registers the environment
+    from ogbench.online_locomotion.wrappers import GymXYWrapper
+
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    with quiet(), global_numpy(np.random.RandomState(0).get_state()):
+        env = GymXYWrapper(gymnasium.make("online-ant-v0", disable_env_checker=True, **rendering))
+    return OwnRandomness(env, steps_draw=True)
+
+
 class OwnRandomness(gymnasium.Wrapper):
     """Lets an environment that draws from NumPy's global generator draw from one of its own, which `reset` seeds.
 
     So equal seeds give equal episodes whatever else runs in the process.
     """
 
-    def __init__(self, env: gymnasium.Env) -> None:
+    def __init__(self, env: gymnasium.Env, *, steps_draw: bool = False) -> None:
         super().__init__(env)
         self._state: Any = np.random.RandomState(0).get_state()
         with self._own(), quiet():  # a look at either space makes a new one, and resets an environment that is new
             self.action_space, self.observation_space = env.action_space, env.observation_space
-        self._steps_draw = "teleport" in str(env.spec.id if env.spec else "")
+        self._steps_draw = steps_draw or "teleport" in str(env.spec.id if env.spec else "")
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """The environment's, with its generator seeded by `seed`."""
@@ -153,7 +168,7 @@ class OwnRandomness(gymnasium.Wrapper):
             return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Any:
-        """The environment's; only where steps teleport does a step draw anything."""
+        """The environment's; few draw anything in a step."""
         if not self._steps_draw:
             return self.env.step(action)
         with self._own():

@@ -1,5 +1,6 @@
 """OGBench: names, data sets collected here in its format, and their rewards against its environments."""
 
+import json
 import sys
 
 import gymnasium
@@ -9,6 +10,7 @@ import pytest
 from trimtab.core import UsageError
 from trimtab.data import collect
 from trimtab.data.collect_ogbench import RECIPES, _at_distance, _cells, _cube_lost
+from trimtab.data.collect_policy import Learner, Training
 from trimtab.data.describe import describe
 from trimtab.data.readers import read_recorded
 from trimtab.envs import ogbench
@@ -179,6 +181,77 @@ def test_points_stay_out_of_the_walls_and_reach_goals(made):
     assert all(env.unwrapped.maze_map[cell] == 0 for cell in cells)
     assert len(cells) > 15  # of 26
     env.close()
+
+
+@pytest.fixture(scope="module")
+def ants(tmp_path_factory):
+    """An ant's data set whose legs answer a tenth of their first eight numbers; what they were asked, in order."""
+    pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
+    out, asked, trained = tmp_path_factory.mktemp("ants"), [], []
+
+    def choose(obs, timestep):
+        asked.append(obs[0])
+        return obs[:, :8] / 10
+
+    def train(training, runs):
+        trained.append(training)
+        policy = lambda step: choose
+        return Learner(runs / "seed-1_steps-700", "arithmetic", ((700, 12.5),), policy, policy, dict)
+
+    size = collect.Size(episodes=1, steps=700)
+    collect.make("antmaze-medium-explore-v0", size=size, seed=1, out=out, tick=lambda *_: None, train=train)
+    explored = len(asked)
+    collect.make("antmaze-medium-navigate-v0", size=size, seed=1, out=out, tick=lambda *_: None, train=train)
+    return out, asked[explored:], trained
+
+
+def test_an_ants_legs_feel_everything_but_their_place_and_are_told_where_to_go(ants):
+    out, asked, trained = ants
+    with np.load(out / "antmaze-medium-navigate-v0.npz") as file:
+        rows = dict(file)
+    assert rows["observations"].shape == (1001, 29) and rows["actions"].shape == (1001, 8)
+    felt = np.stack(asked[:1001])  # the validation episode comes after
+    np.testing.assert_allclose(felt[:, :27], np.concatenate([rows["qpos"][:, 2:], rows["qvel"]], 1), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(felt[:, 27:], axis=1), 1.0, atol=1e-4)
+    noise = rows["actions"] - np.clip(felt[:, :8] / 10, -1, 1)
+    assert np.std(noise[np.abs(rows["actions"]) < 1]) == pytest.approx(0.2, abs=0.01)
+    # The ant was put down in the middle of a free cell, give or take, and told to walk to a neighbour of it.
+    env = ogbench.make_bare("antmaze-medium-v0", {})
+    cell = env.unwrapped.xy_to_ij(rows["qpos"][0, :2])
+    there = env.unwrapped.xy_to_ij(rows["qpos"][0, :2] + 4.0 * felt[0, 27:])
+    assert env.unwrapped.maze_map[cell] == env.unwrapped.maze_map[there] == 0
+    env.close()
+    legs = Training("trimtab.envs.ogbench:ant_in_the_plane", 700, 1, 70, 1e-4, -4.0)
+    assert trained == [legs, legs]
+    record = json.loads((out / "antmaze-medium-navigate-v0.json").read_text())
+    assert record["walker"] == {"agent": "arithmetic", "run": "seed-1_steps-700", "step": 700, "mean_return": 12.5}
+
+
+def test_exploring_is_noise_around_a_direction_that_changes_every_ten_steps(ants):
+    with np.load(ants[0] / "antmaze-medium-explore-v0.npz") as file:
+        assert file["actions"].shape == (501, 8) and 0.2 < (np.abs(file["actions"]) == 1.0).mean() < 0.45  # N(0, 1)
+    with pytest.raises(UsageError, match=r"antmaze-medium-explore-v0 has no --rows"):
+        collect.make("antmaze-medium-explore-v0", size=collect.Size(rows=5), out=ants[0], tick=lambda *_: None)
+
+
+def test_an_ant_in_the_plane_is_rewarded_for_the_way_it_was_told():
+    pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
+    world = find("trimtab.envs.ogbench:ant_in_the_plane")
+    assert world.spec.obs.shape == (29,) and world.spec.action_size == 8
+    one, two = world.make(None), world.make(None)
+    np.testing.assert_array_equal(one.reset(seed=3)[0], two.reset(seed=3)[0])
+    told, ways = one.unwrapped.data, []
+    for step in range(101):
+        before = told.qpos[:2].copy()
+        action = np.full(8, 0.3 * np.sin(step), np.float32)
+        obs, reward, ended, *_ = one.step(action)
+        np.testing.assert_array_equal(two.step(action)[0], obs)
+        assert not ended
+        if step:
+            assert reward == pytest.approx(float((told.qpos[:2] - before) @ ways[-1]), abs=1e-9)
+        ways.append(obs[27:])
+    assert (ways[98] == ways[0]).all() and (ways[99] != ways[0]).any()  # another direction after 100 steps
+    one.close(), two.close()
 
 
 def test_equal_seeds_give_equal_episodes_whatever_else_draws():
