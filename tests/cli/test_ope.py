@@ -77,6 +77,17 @@ def test_beside_the_environment(runs, cli):
     assert "actual" in found.out and "return  mean" in found.out
 
 
+def test_estimates_outlive_an_evaluation_in_the_environment(runs, cli):
+    assert cli("eval", runs["both"], "--ope", "fqe", *FAST.split()).status == 0
+    told, file = ope(runs["both"]), runs["both"] / "evaluation.json"
+    assert cli("eval", runs["both"], "--episodes", 2).status == 0
+    assert ope(runs["both"]) == told and len(json.loads(file.read_text())["episodes"]) == 2
+    # Those of another policy do not: here of one with other numbers of updates, as before a run was prolonged.
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"updates": 19}))
+    assert cli("eval", runs["both"], "--episodes", 2).status == 0
+    assert "ope" not in json.loads(file.read_text())
+
+
 def test_the_same_seed_gives_the_same_numbers(runs, cli):
     answers = []
     for seed in (0, 0, 1):

@@ -83,6 +83,7 @@ def run(args: list[str]) -> None:
         raise UsageError(f"{flags.run} names no environment to film: give one with --env ID")
     offline = _offline(policy, flags) if flags.ope else None
     record: dict[str, Any] = {"checkpoint": flags.checkpoint, "seed": flags.seed, "env": env}
+    record |= {"updates": int(policy.agent.step)}
     if flags.flow_steps is not None:
         record |= {"flow_steps": flags.flow_steps}
     if env is not None:
@@ -98,11 +99,21 @@ def run(args: list[str]) -> None:
         if env is not None:
             record["ope"]["measured"] = _measured(policy, offline, env, flags)
         _print_offline(record["ope"])
+    elif earlier := _earlier(flags.run / "evaluation.json", record):
+        record["ope"] = earlier  # of the same policy: it is still true
     write_json(flags.run / "evaluation.json", record)
     what = "off-policy estimates alone" if env is None else f"{flags.episodes} episodes"
     print(f"wrote   {flags.run / 'evaluation.json'} ({what})")
     for path in film(policy, flags.run, flags.video, env):
         print(f"video   {path}")
+
+
+def _earlier(path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The off-policy estimates in the file, if they are of the policy that is evaluated now: a checkpoint's name alone
+    does not tell, for a run may have been prolonged."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    same = all(found.get(name) == record.get(name) for name in ("checkpoint", "updates", "flow_steps"))
+    return found.get("ope") if same else None
 
 
 def _print_summary(record: dict[str, Any]) -> None:

@@ -120,14 +120,18 @@ def _evaluation_table(task: Task) -> str:
             cells += [_estimate(estimate) if len(counted) > 1 else _number(estimate.value) for estimate in others]
         else:
             cells += ["no score", *[""] * 5]
+        if task.references:
+            score = task.normalized(group.last.iqm) if group.last else None
+            cells.append(_estimate(score) if score else DASH)
         if success:
             cells.append(_share(float(group.success.iqm[-1])) if group.success else DASH)
         columns = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><th>{_chip(group.agent, group.colour)}</th>{columns}</tr>")
-    names = ("agent", "seeds", "step", "IQM", "", "mean", "median", "mean", *(("success",) if success else ()))
+    more = (*(("score",) if task.references else ()), *(("success",) if success else ()))
+    names = ("agent", "seeds", "step", "IQM", "", "mean", "median", "mean", *more)
     head = (
         '<thead><tr><th colspan="3"></th><th colspan="4" class="over">last checkpoint</th>'
-        f'<th class="over">best checkpoint</th>{"<th></th>" if success else ""}</tr><tr>'
+        f'<th class="over">best checkpoint</th>{"<th></th>" * len(more)}</tr><tr>'
         + "".join(f"<th>{name}</th>" for name in names)
         + "</tr></thead>"
     )
@@ -142,6 +146,12 @@ def _notes(task: Task) -> list[str]:
         "bootstrap over seeds. The best checkpoint is chosen on the episodes that measure it, so it flatters: quote "
         "the last."
     ]
+    if task.references:
+        random, expert = task.references
+        notes.append(
+            f"score: the IQM normalised, 0 at {_number(random)} (uniform actions) and 100 at {_number(expert)} (the "
+            "policy behind the expert data), the two returns stored with the data set. These are not D4RL's scores."
+        )
     sizes = [len(group.scores) for group in task.groups if group.scores]
     if 1 in sizes:
         notes.append("1 seed: no interval. Nothing is known about the spread over seeds; train at least five.")

@@ -56,6 +56,7 @@ def _replace(path: Path, text: str) -> None:
 
 def _figures(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run]) -> dict[str, Any]:
     """Every figure of the page as plain JSON; null where a figure is not defined."""
+    normalized = lambda task, group: task.normalized(group.last.iqm) if group.last else None
     groups = lambda task: [
         {
             "agent": group.agent,
@@ -64,6 +65,7 @@ def _figures(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run]) -
             "scores": group.scores,
             "last": asdict(group.last) if group.last else None,
             "best": asdict(group.best) if group.best else None,
+            "normalized": asdict(score) if (score := normalized(task, group)) else None,
             "curve": asdict(group.band) if group.band else None,
             "success": asdict(group.success) if group.success else None,
         }
@@ -78,6 +80,7 @@ def _figures(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run]) -
                 {
                     "task": task.name,
                     "axis": task.axis,
+                    "references": task.references,
                     "curves": task.meaning,
                     "groups": groups(task),
                     "comparisons": comparisons(task),

@@ -129,6 +129,16 @@ class Task:
     groups: tuple[Group, ...]
     pairs: tuple[tuple[Group, Group, Estimate], ...]
     """P(first > second) for each pair of agents that both have scores, the higher IQM first."""
+    references: tuple[float, float] | None = None
+    """returns of a random and of an expert policy, if all runs have them from their data set, and the same."""
+
+    def normalized(self, estimate: Estimate) -> Estimate | None:
+        """The normalised score, 0 at the random return and 100 at the expert's, and its interval."""
+        if self.references is None:
+            return None
+        random, expert = self.references
+        scale = lambda value: 100.0 * (value - random) / (expert - random)
+        return Estimate(scale(estimate.value), scale(estimate.low), scale(estimate.high))
 
 
 def expand(given: Sequence[Path]) -> list[Path]:
@@ -302,8 +312,14 @@ def group_runs(runs: Sequence[Run]) -> list[Task]:
             (a, b, probability_of_improvement(np.array(a.scores), np.array(b.scores)))
             for a, b in itertools.combinations(scored, 2)
         )
-        tasks.append(Task(name, _axis(members), meaning, groups, pairs))
+        tasks.append(Task(name, _axis(members), meaning, groups, pairs, _references(members)))
     return tasks
+
+
+def _references(runs: Sequence[Run]) -> tuple[float, float] | None:
+    found = {tuple(run.config.get("references") or ()) for run in runs}
+    pair = found.pop()
+    return (float(pair[0]), float(pair[1])) if not found and len(pair) == 2 and pair[1] != pair[0] else None
 
 
 def _variants(agent: str, runs: list[Run]) -> dict[str, list[Run]]:

@@ -4,6 +4,7 @@ import json
 import sys
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from trimtab.data.collect_ogbench import RECIPES, _at_distance, _cells, _cube_lo
 from trimtab.data.collect_policy import Learner, Training
 from trimtab.data.describe import describe
 from trimtab.data.readers import read_recorded
+from trimtab.data.write import convert
 from trimtab.envs import ogbench
 from trimtab.envs.gym import Collector
 from trimtab.envs.make import find
@@ -109,6 +111,16 @@ def test_ogbench_reads_it_as_we_do(made, name):
     np.testing.assert_array_equal(ours.last, (theirs["terminals"] > 0) | (theirs["masks"] == 0))
     assert len(validation["rewards"]) > 0
     assert spec.action_size == theirs["actions"].shape[1]
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "hdf5"])
+def test_other_formats_hold_the_same_transitions(made, tmp_path, kind):
+    path, task = made / "scene-play-v0.npz", "scene-singletask-task1-v0"
+    before, _ = read_recorded(path, task)
+    there = convert(path, kind, out=tmp_path / f"there.{kind}".removesuffix(".npy"), task=task)
+    after, _ = read_recorded(there)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_maze_rewards_equal_those_of_the_environment(made):

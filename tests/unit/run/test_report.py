@@ -121,6 +121,24 @@ def test_page_is_self_contained(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
 
 
+def test_scores_are_normalised_by_the_returns_stored_with_the_data_set(tmp_path):
+    made = dict(dataset="mujoco/hopper/medium-v0", references=[20.0, 220.0])
+    runs = [make_run(tmp_path / f"{seed}", seed=seed, curve={100: [70.0 + 10 * seed]}, **made) for seed in range(3)]
+    page, figures = report(runs, tmp_path / "out")
+    (task,) = figures["tasks"]
+    score, iqm = task["groups"][0]["normalized"], task["groups"][0]["last"]["iqm"]
+    assert task["references"] == [20.0, 220.0]
+    assert score["value"] == pytest.approx(30.0)  # the IQM is 80: 60 of the 200 from random to expert
+    assert score["low"] == pytest.approx((iqm["low"] - 20) / 2) and score["high"] == pytest.approx(
+        (iqm["high"] - 20) / 2
+    )
+    assert "<th>score</th>" in page and "0 at 20 (uniform actions) and 100 at 220" in page
+    # Runs of other references cannot be put on one scale.
+    other = make_run(tmp_path / "other", seed=9, curve={100: [5.0]}, **made | {"references": None})
+    page, figures = report([*runs, other], tmp_path / "out")
+    assert figures["tasks"][0]["references"] is None and "<th>score</th>" not in page
+
+
 def test_one_seed_has_no_interval(tmp_path):
     page, figures = report([make_run(tmp_path / "run", curve={100: [5.0, 7.0]})], tmp_path / "out")
     iqm = figures["tasks"][0]["groups"][0]["last"]["iqm"]
