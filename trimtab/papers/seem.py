@@ -125,6 +125,14 @@ def reproduce(scale: str, out: Path) -> Results:
     results = Results("seem", scale)
     toy(results, out)
     jobs = control(scale, out / "data") + subsets(scale, out / "data") + antmaze(scale, out / "data")
+    if jobs:
+        train(results, jobs, out)
+        _plot_looks([job for job in jobs if job.setting.startswith(CONTROL)], out, out / "control.png")
+    return results
+
+
+def train(results: Results, jobs: list[Job], out: Path) -> None:
+    """Makes the data sets of `jobs` and trains them below `out`; adds what they reached, and their checks."""
     for name in dict.fromkeys(data_name(job) for job in jobs):
         make_data(name, out / "data", episodes=None)
     run_jobs(jobs, out)
@@ -135,10 +143,7 @@ def reproduce(scale: str, out: Path) -> Results:
             series = metrics(job, out).get(f"diagnostics/seem_{metric}")
             if series is not None:
                 results.add(job.setting, job.method, job.seed, label, float(series[1].max()))
-    if jobs:
-        _judge(results, jobs, out)
-        _plot_looks([job for job in jobs if job.setting.startswith(CONTROL)], out, out / "control.png")
-    return results
+    _judge(results, jobs, out)
 
 
 # The toy maze: what must hold
