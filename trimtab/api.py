@@ -45,6 +45,9 @@ from trimtab.training.predict import Policy
 FORMAT = 1
 """Version of `config.json`."""
 
+SAMPLING = ("merged", "symmetric")
+"""What becomes of a data set once an agent acts: its replay buffer starts with it, or batches are half of each."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -68,6 +71,7 @@ def train(
     steps: int = 1_000_000,
     offline_steps: int = 0,
     online_steps: int = 0,
+    sampling: str = "merged",
     seed: int = 0,
     seeds: Sequence[int] = (),
     num_envs: int = 1,
@@ -94,9 +98,11 @@ def train(
     """Trains `agent` and returns a `Trained`, or a list of them when `seeds` are given.
 
     `env` is an id, a factory of Gymnasium environments or an own world. With `dataset` (a path, a name in `data/` or an
-    id in Minari's store) the agent first learns from data for `offline_steps` updates; `online_steps` > 0 then goes on
-    in `env` with the same agent and the data in its buffer. `dataset_fraction` below 1 keeps only that share of the
-    rows; `stream` says whether a folder of `.npy` files stays on disk ("auto": if it is large for this machine).
+    id in Minari's store) the agent first learns from data for `offline_steps` updates (0: not at all); `online_steps` >
+    0 then goes on in `env` with the same agent. By `sampling` its buffer starts with the data ("merged"), or half of
+    each batch is data and half from a buffer of its own ("symmetric"). `dataset_fraction` below 1 keeps only that
+    share of the rows; `stream` says whether a folder of `.npy` files stays on disk ("auto": if it is large for this
+    machine).
     `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged every `probe_freq`
     steps (0: at evaluations); with `on_diverge="stop"` the alarm of one of them ends the run as diverged.
     `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. With `her`, `her_k` of `her_k + 1` steps that
@@ -111,13 +117,13 @@ def train(
     config = config_class(kind)() if config is None else config
     if env is None and dataset is not None and ogbench.is_task(str(dataset)):
         env = str(dataset)
-    if dataset is not None and offline_steps == 0:
+    if dataset is not None and offline_steps == 0 and online_steps <= 0:
         raise UsageError("say how long to learn from the data set: add --offline-steps N")
     positive = dict(eval_episodes=eval_episodes, num_envs=num_envs, log_freq=log_freq)
     nonnegative = dict(eval_freq=eval_freq, checkpoint_freq=checkpoint_freq, online_steps=online_steps)
     nonnegative |= dict(probe_freq=probe_freq)
     positive |= {"updates_per_step": updates_per_step} | (
-        {"offline_steps": offline_steps} if dataset else {"steps": steps}
+        {"offline_steps": offline_steps or online_steps} if dataset else {"steps": steps}
     )
     for label, value in positive.items():
         if not value > 0:
@@ -131,6 +137,10 @@ def train(
         raise UsageError("--offline-steps and --online-steps need a --dataset; online training alone takes --steps")
     if dataset is not None and online_steps and env is None:
         raise UsageError("--online-steps needs an environment to act in: add --env ID")
+    if sampling not in SAMPLING:
+        raise UsageError(f"unknown sampling {sampling!r}: choose {' or '.join(SAMPLING)}")
+    if sampling == "symmetric" and not (dataset is not None and online_steps):
+        raise UsageError("--sampling symmetric shares online batches with a data set: add --dataset and --online-steps")
     if not 0.0 < dataset_fraction <= 1.0:
         raise UsageError(f"dataset-fraction must be above 0 and at most 1, got {dataset_fraction}")
     check_loggers(tuple(log))
@@ -151,6 +161,7 @@ def train(
         steps=int(steps),
         offline_steps=int(offline_steps),
         online_steps=int(online_steps),
+        sampling=sampling,
         num_envs=int(num_envs),
         updates_per_step=float(updates_per_step),
         her=her,

@@ -261,8 +261,18 @@ class Setup:
         """The phases in their order: "offline", "online", or both; "proxy" first for an agent that scores its data."""
         if self.dataset is None:
             return ["online"]
-        before = ["proxy"] if self.proxy_steps else []
-        return [*before, "offline", *(["online"] if self.record["online_steps"] else [])]
+        names = {"proxy": self.proxy_steps, "offline": self.record["offline_steps"]}
+        return [name for name, steps in (names | {"online": self.record["online_steps"]}).items() if steps]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether online batches come from the data set and from replay in turn; otherwise replay starts with it."""
+        return self.dataset is not None and self.record.get("sampling", "merged") == "symmetric"
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch: the config's `batch_size`, times its `utd` where each batch is cut into so many slices."""
+        return self.config.batch_size * (self.config.utd if _has(self.config, "utd") else 1)
 
     @property
     def proxy_steps(self) -> int:
@@ -279,11 +289,13 @@ class Setup:
         if chunk is not None and chunk < 1:
             raise UsageError(f"chunk must be at least 1, got {chunk}")
         if isinstance(self.dataset, stream.Stream):
-            return stream.StreamSource(self.dataset, config.batch_size)
+            return stream.StreamSource(self.dataset, self.rows)
         if phase == "offline" and reading.scored:
-            return ScoredSource(self.dataset, config.batch_size)
+            return ScoredSource(self.dataset, self.rows)
         if phase in ("proxy", "offline"):
-            return OfflineSource(self.dataset, config.batch_size, chunk)
+            return OfflineSource(self.dataset, self.rows, chunk)
+        if self.symmetric and self.rows < 2:
+            raise UsageError(f"symmetric sampling needs a batch_size of at least 2, got {config.batch_size}")
         if config.buffer_size < num_envs * (chunk or 1):
             least = f"{num_envs} (num_envs)" if chunk is None else f"{num_envs * chunk} (num_envs times chunk)"
             raise UsageError(f"buffer_size must be at least {least}, got {config.buffer_size}")
@@ -294,7 +306,7 @@ class Setup:
         if world is not None and world.own is not None:
             if self.record["updates_per_step"] != 1.0:
                 raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
-            sizes = (num_envs, config.buffer_size, config.batch_size)
+            sizes = (num_envs, config.buffer_size, self.rows)
             return WorldSource.create(
                 world.own,
                 *sizes,
@@ -302,8 +314,9 @@ class Setup:
                 chunk=chunk,
                 next_action=reading.next_action,
                 hindsight=hindsight,
+                symmetric=self.symmetric,
             )
-        sizes = (config.buffer_size, config.batch_size)
+        sizes = (config.buffer_size, self.rows)
         return ReplaySource.create(
             self.spec,
             *sizes,
@@ -312,6 +325,7 @@ class Setup:
             next_action=reading.next_action,
             hindsight=hindsight,
             num_envs=num_envs,
+            symmetric=self.symmetric,
         )
 
     def schedule(self, phase: str) -> Schedule:
@@ -335,11 +349,16 @@ class Setup:
             return Schedule(steps=offline, start=proxy, **shared)
         if self.dataset is None:
             return Schedule(steps=r["steps"], learning_starts=max(1, self.config.learning_starts), **shared)
-        # The agent knows how to act and its buffer is full: no random steps after offline training. An agent that knows
-        # its phases means by learning_starts the steps of its own before it learns from them.
-        waits = max(1, self.config.learning_starts) if _has(self.config, "phase") else 1
-        steps = offline + r["online_steps"]
-        return Schedule(steps=steps, start=offline, learning_starts=waits, random=False, **shared)
+        # After offline training the agent knows how to act: no random steps. If its buffer is full it may learn at
+        # once, but an agent that knows its phases means by learning_starts the steps of its own before it learns.
+        waits = _has(self.config, "phase") or self.symmetric or not r["offline_steps"]
+        return Schedule(
+            steps=offline + r["online_steps"],
+            start=offline,
+            learning_starts=max(1, self.config.learning_starts) if waits else 1,
+            random=not r["offline_steps"],
+            **shared,
+        )
 
 
 def _on_disk(record: dict[str, Any], reading: Reading) -> stream.Stream:

@@ -123,6 +123,9 @@ USAGE = [
     ("train iql --dataset GOOD_DATA --offline-steps 10 --online-steps 10", "--online-steps needs an environment"),
     ("train iql --dataset GOOD_DATA --offline-steps 10 --env Pendulum-v1", "Pendulum-v1 has obs 3", "has 4"),
     ("train iql --dataset GOOD_DATA --offline-steps 10 --online-steps 10 --env probe/Both", "probe/Both has obs 1"),
+    ("train iql --dataset GOOD_DATA --offline-steps 10 --sampling symmetric", "add --dataset and --online-steps"),
+    ("train sac --env probe/Both --sampling symmetric", "add --dataset and --online-steps"),
+    ("train sac --env probe/Both --sampling half", "--sampling", "half"),
     ("train iql --dataset nowhere.npz --offline-steps 10", "no data set at"),
     # Runs that are none, and what runs cannot do.
     ("resume nowhere", "nowhere does not exist"),

@@ -284,9 +284,11 @@ def crash_at(monkeypatch) -> Callable[[int], None]:
     return arrange
 
 
-def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset):
+@pytest.mark.parametrize("sampling", ["merged", "symmetric"])
+def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset, sampling):
     args = f"train sac --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 300 --online-steps 200 {ONLINE}"
-    args = f"{args} --updates-per-step 2 --log-freq 100 --eval-freq 250 --checkpoint-freq 70 --out {tmp_path}".split()
+    args = f"{args} --sampling {sampling} --out {tmp_path}"
+    args = f"{args} --updates-per-step 2 --log-freq 100 --eval-freq 250 --checkpoint-freq 70".split()
     folder = tmp_path / "InvertedPendulum-v5" / "sac"
     assert cli(*args, "--name", "whole").status == 0
     # Before the end of the offline phase, at its end, in the online phase, at its end.
@@ -309,6 +311,26 @@ def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dat
             cli("resume", folder / "often")
     assert cli("resume", folder / "often").status == 0
     assert_same_run(folder / "often", folder / "whole")
+
+
+def test_data_beside_an_agent_that_has_learnt_nothing_yet(cli, crash_at, tmp_path, dataset):
+    """RLPD: no offline updates, random steps first, half of each batch data; killed, it ends with the same bits."""
+    args = f"train rlpd --env InvertedPendulum-v5 --dataset {dataset} --online-steps 150 --sampling symmetric {ONLINE}"
+    args = f"{args} --agent.utd 2 --num-envs 2 --log-freq 50 --eval-freq 70 --checkpoint-freq 40 --out {tmp_path}"
+    folder = tmp_path / "InvertedPendulum-v5" / "rlpd"
+    assert cli(*args.split(), "--name", "whole").status == 0
+    logged = metrics_of(folder / "whole")
+    assert not any("critic_loss" in line and line.endswith(",nan") for line in logged[-20:])
+    steps = sorted({int(line.split(",")[0]) for line in (folder / "whole" / "eval.csv").read_text().splitlines()[1:]})
+    assert steps == [70, 140, 150]
+    for step in (10, 90):
+        crash_at(step)
+        with pytest.raises(Crash):
+            cli(*args.split(), "--name", f"crashed_{step}")
+        if step == 10:
+            assert not checkpoint.checkpoints(folder / "crashed_10")
+        assert cli("resume", folder / f"crashed_{step}").status == 0
+        assert_same_run(folder / f"crashed_{step}", folder / "whole")
 
 
 def test_an_agent_that_scores_its_data_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset):

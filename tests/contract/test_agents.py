@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "reengage": {"unreached_reward": None},
     "reengage-sac": {"unreached_reward": None},
     "reengage-sets": {"encoder": (8,), "embedding": 4},
+    "rlpd": {"utd": 2, "critic_members": 3},
 }
 """Fields, beside `hidden`, in which the tested config of an agent differs from its default."""
 

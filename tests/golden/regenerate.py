@@ -30,6 +30,7 @@ OVERRIDES |= {
     "critic_lr": 3e-3,
     "width": 8,
     "gate_hidden": (8,),
+    "utd": 2,
 }
 
 

@@ -13,7 +13,22 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from trimtab.agents import AGENTS, bc, config_class, cql, ddpg, diffusion_ql, fql, ifql, iql, rebrac, sac, td3, td3_bc
+from trimtab.agents import (
+    AGENTS,
+    bc,
+    config_class,
+    cql,
+    ddpg,
+    diffusion_ql,
+    fql,
+    ifql,
+    iql,
+    rebrac,
+    rlpd,
+    sac,
+    td3,
+    td3_bc,
+)
 from trimtab.batches import Sarsa
 
 RATE, TAU = 1e-2, 0.1
@@ -105,6 +120,30 @@ def test_sac_without_temperature_has_no_entropy_in_its_losses(spec, batch, getke
     np.testing.assert_allclose(metrics["actor_loss"], -q.mean(), rtol=1e-5)
     # At alpha = 1 the entropy is there.
     assert abs(update(other, batch, key)[1]["critic_loss"] - metrics["critic_loss"]) > 1e-2
+
+
+def test_rlpd_with_plain_settings_is_sac(spec, make_batch, getkey):
+    # The target's least over all members is SAC's; the actor's mean is its least where both members are one.
+    shared = dict(learning_rate=RATE, tau=TAU, hidden=(8,), critic_norm=None, target_entropy=-2.0)
+    soft = sac.SAC.create(getkey(), spec, sac.Config(**shared))
+    prior = rlpd.RLPD.create(getkey(), spec, rlpd.Config(**shared, utd=1, critic_members=2, target_members=2))
+    batch, key = make_batch(spec, getkey()), getkey()
+    apart = replace(prior, actor=soft.actor, critic=soft.critic, target=soft.target)
+    m, n = update(soft, batch, key)[1], update(apart, batch, key)[1]
+    for name in ("critic_loss", "critic_mean", "critic_grad_norm", "actor_entropy", "ent_coef_loss"):
+        np.testing.assert_allclose(n[name], m[name], rtol=1e-5, err_msg=name)
+    assert abs(n["actor_loss"] - m["actor_loss"]) > 1e-4
+    members = lambda critic: twice(jax.tree.map(lambda leaf: leaf[:1], critic))
+    soft = replace(soft, critic=members(soft.critic), target=members(soft.target))
+    prior = replace(prior, actor=soft.actor, critic=soft.critic, target=soft.target)
+    for _ in range(3):
+        batch, key = make_batch(spec, getkey()), getkey()
+        soft, m = update(soft, batch, key)
+        prior, n = update(prior, batch, key)
+        for name in m:
+            np.testing.assert_allclose(n[name], m[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    parts = lambda agent: (agent.actor, agent.critic, agent.target, agent.log_alpha)
+    assert_close(parts(prior), parts(soft))
 
 
 def test_cql_without_its_penalty_has_the_critic_of_sac(spec, make_batch, getkey):

@@ -15,6 +15,7 @@ from trimtab.agents.rebrac import ReBRAC as ReBRAC
 from trimtab.agents.reengage import ReenGAGE as ReenGAGE
 from trimtab.agents.reengage_sac import ReenGAGESAC as ReenGAGESAC
 from trimtab.agents.reengage_sets import ReenGAGESets as ReenGAGESets
+from trimtab.agents.rlpd import RLPD as RLPD
 from trimtab.agents.sac import SAC as SAC
 from trimtab.agents.sac_flow import SACFlow as SACFlow
 from trimtab.agents.sac_flow_chunked import SACFlowChunked as SACFlowChunked
@@ -37,6 +38,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "reengage": ReenGAGE,
     "reengage-sac": ReenGAGESAC,
     "reengage-sets": ReenGAGESets,
+    "rlpd": RLPD,
     "sac": SAC,
     "sac-flow": SACFlow,
     "sac-flow-chunked": SACFlowChunked,

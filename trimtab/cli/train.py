@@ -34,6 +34,9 @@ class Flags:
     """updates on the data set."""
     online_steps: int = 0
     """environment steps after the offline updates, with the same agent."""
+    sampling: Literal["merged", "symmetric"] = "merged"
+    """how these use the data set: merged (the replay buffer starts with it) or symmetric (half of each batch is the
+    data set's, half replay)."""
     seed: int = 0
     """seed of everything random in the run."""
     seeds: tuple[int, ...] = ()

@@ -1,6 +1,7 @@
 """Sources: where batches come from. Everything here is traced; host environments hand their rows to `receive`."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -104,6 +105,36 @@ def _sample(
     return _draw(buffer.rows, key, n, chunk, oldest, buffer.size, num_envs)
 
 
+def _fixed(data: Transition | Recorded, key: PRNGKeyArray, n: int, chunk: int | None) -> Transition | Chunk | Sarsa:
+    """`n` transitions, windows or transitions with the next action of a data set, uniformly with replacement."""
+    if isinstance(data, Recorded):
+        return _draw(data, key, n, chunk, jnp.int32(0), jnp.int32(data.last.shape[0]))
+    rows = jr.randint(key, (n,), 0, data.reward.shape[0])
+    return jax.tree.map(lambda x: x[rows], data)
+
+
+def _in_turn(one: Any, other: Any) -> Any:
+    """The rows of two batches in turn, so that a slice of the whole has as many of both. `one` may have a row more."""
+    first, second = (jax.tree.leaves(batch)[0].shape[0] for batch in (one, other))
+    place = np.arange(first + second)
+    order = place // 2 + (place % 2) * first
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[order], one, other)
+
+
+def _mixed(
+    dataset: Transition | Recorded | None,
+    draw: Callable[[PRNGKeyArray, int], Any],
+    key: PRNGKeyArray,
+    n: int,
+    chunk: int | None,
+) -> Any:
+    """`n` rows that `draw` takes from a buffer; with a data set only half of them, in turn with rows of that."""
+    if dataset is None:
+        return draw(key, n)
+    k_data, k_online = jr.split(key)
+    return _in_turn(_fixed(dataset, k_data, n - n // 2, chunk), draw(k_online, n // 2))
+
+
 class OfflineSource(AbstractSource):
     """A fixed data set, held on the device. Its state is empty.
 
@@ -129,11 +160,7 @@ class OfflineSource(AbstractSource):
 
     def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
-        if isinstance(self.data, Recorded):
-            size = jnp.int32(self.data.last.shape[0])
-            return _draw(self.data, key, self.batch_size, self.chunk, jnp.int32(0), size)
-        rows = jr.randint(key, (self.batch_size,), 0, self.data.reward.shape[0])
-        return jax.tree.map(lambda x: x[rows], self.data)
+        return _fixed(self.data, key, self.batch_size, self.chunk)
 
     def stored(self, state: Any) -> Any:
         """Nothing: the data set is read again."""
@@ -189,7 +216,8 @@ class ScoredSource(AbstractSource):
 
 
 class ReplaySource(AbstractSource):
-    """A replay buffer fed by environments on the host, optionally started from a data set (offline-to-online).
+    """A replay buffer fed by environments on the host, optionally with a data set (offline-to-online): the buffer
+    starts with it, or with `symmetric` every second row of a batch is the data set's and the buffer starts empty.
 
     With `chunk`, batches are windows of that many steps of one environment (`Chunk`), with `next_action` they are
     transitions with the next action (`Sarsa`), with `hindsight` transitions of which some have another goal; in all
@@ -203,6 +231,7 @@ class ReplaySource(AbstractSource):
     hindsight: Hindsight | None
     chunk: int | None = eqx.field(static=True)
     num_envs: int = eqx.field(static=True)
+    symmetric: bool = eqx.field(static=True)
 
     @classmethod
     def create(
@@ -216,17 +245,19 @@ class ReplaySource(AbstractSource):
         next_action: bool = False,
         hindsight: Hindsight | None = None,
         num_envs: int = 1,
+        symmetric: bool = False,
     ) -> "ReplaySource":
-        """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start.
+        """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start unless `symmetric`.
 
         With `chunk` or `next_action` the data set is `Recorded`; `num_envs` rows come at once, one an environment.
         """
         template = _template(spec, chunk is not None or next_action or hindsight is not None)
-        return cls(template, dataset, capacity, batch_size, hindsight, chunk, num_envs)
+        return cls(template, dataset, capacity, batch_size, hindsight, chunk, num_envs, symmetric)
 
     def init(self, key: PRNGKeyArray) -> Buffer:
         """An empty buffer, or one that starts with the data set's newest rows."""
-        return _filled(Buffer.create(self.template, self.capacity), self.dataset, self.num_envs)
+        dataset = None if self.symmetric else self.dataset
+        return _filled(Buffer.create(self.template, self.capacity), dataset, self.num_envs)
 
     def receive(self, state: Buffer, items: Transition | Recorded) -> Buffer:
         """The buffer with one row an environment more."""
@@ -237,8 +268,9 @@ class ReplaySource(AbstractSource):
         return state
 
     def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
-        """`batch_size` transitions or windows drawn uniformly with replacement."""
-        return _sample(state, key, self.batch_size, self.chunk, self.hindsight, self.num_envs)
+        """`batch_size` transitions or windows drawn uniformly with replacement; with `symmetric` from both in turn."""
+        draw = lambda key, n: _sample(state, key, n, self.chunk, self.hindsight, self.num_envs)
+        return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk)
 
     def cut(self, state: Buffer) -> Buffer:
         """The state whose newest rows end their episodes: what comes next does not go on from them."""
@@ -275,8 +307,8 @@ class WorldState(eqx.Module):
 
 
 class WorldSource(AbstractSource):
-    """`num_envs` copies of an own JAX world, stepped inside the compiled loop, with a replay buffer, optionally started
-    from a data set (offline-to-online).
+    """`num_envs` copies of an own JAX world, stepped inside the compiled loop, with a replay buffer, optionally with a
+    data set (offline-to-online), which is used as in `ReplaySource`.
 
     With `chunk`, batches are windows of that many steps of one copy (`Chunk`), and the explorer may plan up to that
     many actions at once; with `next_action` they are transitions with the next action (`Sarsa`), with `hindsight`
@@ -291,6 +323,7 @@ class WorldSource(AbstractSource):
     batch_size: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
     next_action: bool = eqx.field(static=True)
+    symmetric: bool = eqx.field(static=True)
 
     @classmethod
     def create(
@@ -304,12 +337,13 @@ class WorldSource(AbstractSource):
         chunk: int | None = None,
         next_action: bool = False,
         hindsight: Hindsight | None = None,
+        symmetric: bool = False,
     ) -> "WorldSource":
         """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk` or `next_action` the
         data set is `Recorded`.
         """
         wrapped = AutoReset.create(env)
-        return cls(wrapped, hindsight, dataset, num_envs, capacity, batch_size, chunk, next_action)
+        return cls(wrapped, hindsight, dataset, num_envs, capacity, batch_size, chunk, next_action, symmetric)
 
     @property
     def recorded(self) -> bool:
@@ -321,7 +355,7 @@ class WorldSource(AbstractSource):
         worlds, obs = jax.vmap(self.env.reset)(jr.split(key, self.num_envs))
         buffer = Buffer.create(_template(self.env.spec, self.recorded), self.capacity)
         return WorldState(
-            buffer=_filled(buffer, self.dataset, self.num_envs),
+            buffer=_filled(buffer, None if self.symmetric else self.dataset, self.num_envs),
             worlds=worlds,
             obs=obs,
             episode_return=jnp.zeros(self.num_envs),
@@ -372,8 +406,9 @@ class WorldSource(AbstractSource):
         )
 
     def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
-        """`batch_size` transitions or windows drawn uniformly with replacement."""
-        return _sample(state.buffer, key, self.batch_size, self.chunk, self.hindsight, self.num_envs)
+        """`batch_size` transitions or windows drawn uniformly with replacement; with `symmetric` from both in turn."""
+        draw = lambda key, n: _sample(state.buffer, key, n, self.chunk, self.hindsight, self.num_envs)
+        return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk)
 
     def stored(self, state: WorldState) -> WorldState:
         """The state with the rows in use."""

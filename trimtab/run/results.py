@@ -66,7 +66,7 @@ class Run:
     @property
     def total(self) -> float:
         """The steps this run is meant to take; nan if its config does not say."""
-        names = ("offline_steps", "online_steps") if self.config.get("offline_steps") else ("steps",)
+        names = ("offline_steps", "online_steps") if self.config.get("dataset") else ("steps",)
         numbers = [finite(self.config.get(name)) for name in names]
         return sum(number for number in numbers if number) or math.nan
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -121,3 +122,35 @@ def test_replay_smaller_than_the_data_set_keeps_the_newest_rows(spec, batch):
 def test_replay_without_a_data_set_is_empty(spec):
     state = ReplaySource.create(spec, 4, 2).init(jr.key(0))
     assert int(state.size) == 0 and state.capacity == 4
+
+
+def test_symmetric_batches_take_turns(spec, batch):
+    """Every second row of a batch is the data set's, however many rows of its own the agent has."""
+    new = jax.tree.map(np.asarray, dataclasses.replace(numbered(batch, 2), reward=jnp.array([50.0, 51.0])))
+    for n in (100, 101):
+        source = ReplaySource.create(spec, 16, n, numbered(batch, 10), symmetric=True)
+        state = source.init(jr.key(0))
+        assert int(state.size) == 0
+        state = source.receive(state, new)
+        reward = np.asarray(source.batch(state, jr.key(1)).reward)
+        assert len(reward) == n
+        assert set(reward[0::2].tolist()) == set(range(10)) and set(reward[1::2].tolist()) == {50, 51}
+        assert jax.tree.all(jax.tree.map(np.array_equal, source.restored(source.stored(state)), state))
+    assert int(source.stored(state).size) == 2  # the data set is read again, not stored
+
+
+@pytest.mark.parametrize(("chunk", "next_action"), [(None, False), (3, False), (None, True)])
+def test_symmetric_batches_of_a_world_are_of_the_agents_kind(chunk, next_action):
+    """Transitions, windows and transitions with the next action, half of them from each side."""
+    world = Walk()
+    plain = WorldSource.create(world, 2, capacity=500, batch_size=8, chunk=chunk, next_action=next_action)
+    rows = rollout(plain, jr.key(1)).buffer.trimmed().rows
+    data = jax.tree.map(jnp.asarray, rows)
+    lifted = lambda x: eqx.tree_at(lambda r: getattr(r, "transition", r).reward, x, 1e3 + jnp.zeros(2 * ROUNDS))
+    source = WorldSource.create(world, 2, 500, 8, lifted(data), chunk=chunk, next_action=next_action, symmetric=True)
+    state = rollout(source, jr.key(2))
+    assert int(state.buffer.size) == 2 * ROUNDS
+    batch = source.batch(state, jr.key(3))
+    assert jax.tree.structure(batch) == jax.tree.structure(plain.batch(rollout(plain, jr.key(1)), jr.key(3)))
+    reward = np.asarray(batch.reward).reshape(8, -1)
+    assert (reward[0::2] == 1e3).all() and (np.abs(reward[1::2]) < 1e2).all()
