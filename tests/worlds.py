@@ -54,3 +54,60 @@ class Counter(gymnasium.Env):
         terminated, truncated = self.age == self.ends, self.age == self.limit
         info = {"is_success": self.episodes % 2 == 0} if terminated or truncated else {}
         return self._obs(), float(self.age), terminated, truncated, info
+
+
+class Menu(gymnasium.Env):
+    """Five dishes and three drinks, of which a mask allows some; whoever orders another is thrown out.
+
+    Reward 1 for the last dish allowed, and 1 for the last drink; four steps. With `closes`, nothing is left to drink
+    after that many steps.
+    """
+
+    def __init__(self, closes: int | None = None) -> None:
+        self.observation_space = spaces.Dict(
+            {"action_mask": spaces.MultiBinary(8), "hunger": spaces.Box(-1.0, 1.0, (1,))}
+        )
+        self.action_space = spaces.MultiDiscrete([5, 3])
+        self.closes, self.age, self.steps = closes, 0, 0
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        self.mask = self.np_random.integers(0, 2, 8).astype(np.int8)
+        self.mask[[self.np_random.integers(5), 5 + self.np_random.integers(3)]] = 1
+        if self.closes is not None and self.steps >= self.closes:
+            self.mask[5:] = 0
+        return {"action_mask": self.mask, "hunger": np.zeros(1, np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.age = 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        dish, drink = action
+        assert self.mask[dish] and self.mask[5 + drink], "this is not on the menu"
+        best = np.flatnonzero(self.mask[:5])[-1], np.flatnonzero(self.mask[5:])[-1]
+        self.age, self.steps = self.age + 1, self.steps + 1
+        return self._obs(), float(dish == best[0]) + float(drink == best[1]), self.age == 4, False, {}
+
+
+class Doors(AbstractEnv):
+    """Three doors, of which a mask allows those up to the second; after `shuts` steps none. Reward: the door."""
+
+    spec: ClassVar[Spec] = Spec(
+        {"action_mask": jax.ShapeDtypeStruct((3,), jnp.float32), "age": jax.ShapeDtypeStruct((1,), jnp.float32)},
+        3,
+        True,
+    )
+    max_steps: ClassVar[int] = 8
+    shuts: Array
+
+    def _obs(self, age: Array) -> dict[str, Array]:
+        mask = jnp.where(age >= self.shuts, 0.0, jnp.array([1.0, 1.0, 0.0]))
+        return {"action_mask": mask, "age": age[None]}
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Array, Any]:
+        return jnp.zeros(()), self._obs(jnp.zeros(()))
+
+    def step(self, state: Array, action: Array, key: PRNGKeyArray) -> tuple[Array, Step]:
+        out = Step(self._obs(state + 1.0), action.astype(jnp.float32), jnp.asarray(False), jnp.asarray(False), {})
+        return state + 1.0, out

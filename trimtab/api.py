@@ -9,7 +9,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from trimtab.agents import config_class
+from trimtab.agents import batch_class, config_class
 from trimtab.assemble import (
     EnvLike,
     Setup,
@@ -27,6 +27,7 @@ from trimtab.assemble import (
     spec_to_json,
     stored_state,
 )
+from trimtab.batches import Rollout
 from trimtab.core import AbstractPolicy, RunError, UsageError
 from trimtab.data.collect import locate
 from trimtab.data.readers import read_recorded
@@ -372,6 +373,10 @@ def reopen(run: str | Path) -> tuple[Any, AbstractSource, Any, int]:
     path = Path(run)
     record = _record(path)
     import_all(record["imports"])
+    if batch_class(agent_class(record["agent"])) is Rollout:
+        raise UsageError(
+            f"{path}: {record['agent']} keeps no steps that it has learnt from, so there is nothing to look at"
+        )
     folder, _ = checkpoint.newest(path)
     if folder is None:
         raise UsageError(f"{path} has no checkpoint yet: train it further with `trimtab resume {path}`")

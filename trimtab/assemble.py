@@ -18,11 +18,12 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.agents import AGENTS, batch_class, config_class
-from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition
-from trimtab.core import AbstractAgent, AbstractEnv, AbstractMonitor, Spec, UsageError, has_goals
+from trimtab.batches import Chunk, Recorded, Rollout, Sarsa, Scored, Transition
+from trimtab.core import AbstractActor, AbstractAgent, AbstractEnv, AbstractMonitor, Spec, UsageError, has_goals
 from trimtab.data import stream, windows
 from trimtab.data.her import Hindsight, HostReward, WorldReward
 from trimtab.data.readers import blocks, read_recorded
+from trimtab.data.rollouts import RolloutSource, WorldRollouts
 from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, ScoredSource, WorldSource
 from trimtab.diagnostics import TRAINING_PROBES
 from trimtab.envs.goals import AbstractGoalEnv
@@ -66,6 +67,7 @@ def spec_to_json(spec: Spec) -> dict[str, Any]:
         discrete=spec.discrete,
         action_low=list(spec.action_low),
         action_high=list(spec.action_high),
+        factors=list(spec.factors),
     )
 
 
@@ -73,7 +75,7 @@ def spec_from_json(record: dict[str, Any]) -> Spec:
     """The inverse of `spec_to_json`."""
     obs = jax.tree.map(lambda size: jax.ShapeDtypeStruct((size,), jnp.float32), record["obs"])
     low, high = tuple(record["action_low"]), tuple(record["action_high"])
-    return Spec(obs, record["action_size"], record["discrete"], low, high)
+    return Spec(obs, record["action_size"], record["discrete"], low, high, tuple(record.get("factors", ())))
 
 
 def _agent_config(record: dict[str, Any]) -> Any:
@@ -97,17 +99,19 @@ class Reading:
     """whether the batch is a `Sarsa`."""
     scored: bool
     """whether batches of a data set are `Scored`."""
+    on_policy: bool
+    """whether the batch is a `Rollout`."""
 
     @classmethod
     def of(cls, agent: str, config: Any) -> "Reading":
         """What the agent of that name learns from."""
         kind = batch_class(agent_class(agent))
-        return cls(config.chunk if kind is Chunk else None, kind is Sarsa, Scored in get_args(kind))
+        return cls(config.chunk if kind is Chunk else None, kind is Sarsa, Scored in get_args(kind), kind is Rollout)
 
     @property
     def recorded(self) -> bool:
         """Whether rows must say where their episodes ended."""
-        return self.chunk is not None or self.next_action
+        return self.chunk is not None or self.next_action or self.on_policy
 
 
 def moments(obs: Any) -> tuple[Any, Any]:
@@ -164,7 +168,7 @@ def check_probes(probes: Mapping[str, Any], setup: "Setup", source: AbstractSour
 def check_fit(spec: Spec, world: World) -> None:
     """Raises `UsageError` if a policy made for `spec` cannot act in `world`."""
     ours, theirs = spec_to_json(spec), spec_to_json(world.spec)
-    for part in ("obs", "action_size", "discrete"):
+    for part in ("obs", "action_size", "discrete", "factors"):
         if ours[part] != theirs[part]:
             raise UsageError(f"{world.label} has {part} {theirs[part]}, but the agent or data set has {ours[part]}")
 
@@ -194,7 +198,14 @@ class Setup:
         world = None if env is None else find(env)
         dataset = None
         config = _agent_config(record)
-        if not _has(config, "buffer_size") and (record["dataset"] is None or record["online_steps"]):
+        if Reading.of(record["agent"], config).on_policy:
+            if record["dataset"] is not None:
+                raise UsageError(f"{record['agent']} learns from its own steps only: give --env, without --dataset")
+            if record["updates_per_step"] != 1.0:
+                raise UsageError(f"{record['agent']} makes one update a rollout: leave --updates-per-step at 1")
+            if record.get("her") is not None:
+                raise UsageError(f"{record['agent']} does not replay its steps, so no goals are relabelled: no --her")
+        elif not _has(config, "buffer_size") and (record["dataset"] is None or record["online_steps"]):
             raise UsageError(f"{record['agent']} learns from a data set only: give --dataset, without --online-steps")
         if record["dataset"] is not None:
             task, fraction = None if world is None else world.name, record.get("dataset_fraction", 1.0)
@@ -285,6 +296,8 @@ class Setup:
         if config.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
         reading, num_envs = Reading.of(self.record["agent"], config), self.record["num_envs"]
+        if reading.on_policy:
+            return self._rollouts()
         chunk = reading.chunk
         if chunk is not None and chunk < 1:
             raise UsageError(f"chunk must be at least 1, got {chunk}")
@@ -328,6 +341,22 @@ class Setup:
             symmetric=self.symmetric,
         )
 
+    def _rollouts(self) -> AbstractSource:
+        """Where an on-policy agent's rollouts come from."""
+        config, num_envs = self.config, self.record["num_envs"]
+        rows = config.n_steps * num_envs
+        if rows % config.batch_size:
+            raise UsageError(
+                f"a rollout of {rows} steps (n_steps times num_envs) cannot be cut into batches of {config.batch_size}"
+                ": choose a batch_size that divides it"
+            )
+        explorer = self.skeleton().explorer
+        assert isinstance(explorer, AbstractActor)
+        memory = explorer.memory(())
+        if self.world is not None and self.world.own is not None:
+            return WorldRollouts.create(self.world.own, memory, config.gamma, num_envs, config.n_steps)
+        return RolloutSource.create(self.spec, memory, config.gamma, num_envs, config.n_steps)
+
     def schedule(self, phase: str) -> Schedule:
         """When things happen in a phase."""
         r, proxy = self.record, self.proxy_steps
@@ -347,6 +376,8 @@ class Setup:
             return replace(Schedule(steps=proxy, **shared), eval_every=0)  # there is no policy yet
         if phase == "offline":
             return Schedule(steps=offline, start=proxy, **shared)
+        if Reading.of(r["agent"], self.config).on_policy:
+            return Schedule(steps=r["steps"], **shared)
         if self.dataset is None:
             return Schedule(steps=r["steps"], learning_starts=max(1, self.config.learning_starts), **shared)
         # After offline training the agent knows how to act: no random steps. If its buffer is full it may learn at
@@ -545,6 +576,9 @@ def _restore_collector(
     exact = collector.restore(saved)
     if not exact:
         progress.say("this environment's state cannot be restored: going on with a new episode")
+    if isinstance(source, RolloutSource):
+        training.state = training.state if exact else source.cut(training.state)
+        return
     assert isinstance(source, ReplaySource)
     treedef = jax.tree.structure(source.template)
     leaves = [arrays[f"pending/{j}"] for j in range(treedef.num_leaves) if f"pending/{j}" in arrays]

@@ -67,6 +67,26 @@ class Scored(eqx.Module):
     """the least score of the whole data set."""
 
 
+class Rollout(eqx.Module):
+    """`t` successive steps of `n` environments, in the order in which they happened: what on-policy agents learn from.
+
+    Where `last` is set the episode ended, terminated (`discount` 0) or cut (`discount` 1), and the next row of that
+    environment begins another; `next_obs` is the true final observation, so that a cut can be bootstrapped from.
+    """
+
+    obs: PyTree[Float[AnyArray, "t n ..."]]
+    action: AnyArray
+    """as the explorer drew it, before clipping: (t, n, act), or int32 indices (t, n) or (t, n, factors)."""
+    reward: Float[AnyArray, "t n"]
+    discount: Float[AnyArray, "t n"]
+    next_obs: PyTree[Float[AnyArray, "t n ..."]]
+    last: Bool[AnyArray, "t n"]
+    discounted: Float[AnyArray, "t n"]
+    """the rewards of the episode up to this one, each discounted by the time since then."""
+    memory: PyTree[Float[AnyArray, "t n ..."]]
+    """what the explorer remembered before each step; () where it remembers nothing."""
+
+
 class Chunk(eqx.Module):
     """Windows of `h` successive steps: what an agent that plans `h` actions at once learns from.
 

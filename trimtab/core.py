@@ -50,6 +50,8 @@ class Spec:
     discrete: bool = False
     action_low: tuple[float, ...] = ()
     action_high: tuple[float, ...] = ()
+    factors: tuple[int, ...] = ()
+    """numbers of choices, where a discrete action is made of several (MultiDiscrete), `action_size` of them."""
     obs_mean: Any = field(default=None, compare=False)
     """mean of each observation entry over the data set that is learnt from, shaped like `obs`; None without one."""
     obs_std: Any = field(default=None, compare=False)
@@ -65,8 +67,15 @@ class Spec:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), self.obs)
 
     def zero_action(self) -> Array:
-        """An all-zero action: float32 of shape (action_size,), or an int32 index when `discrete`."""
-        return jnp.zeros((), jnp.int32) if self.discrete else jnp.zeros((self.action_size,), jnp.float32)
+        """An all-zero action: float32 of shape (action_size,), or an int32 index when `discrete`, one a factor."""
+        if not self.discrete:
+            return jnp.zeros((self.action_size,), jnp.float32)
+        return jnp.zeros((self.action_size,) if self.factors else (), jnp.int32)
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many values each discrete choice has: one choice, or one a factor."""
+        return self.factors or (self.action_size,)
 
 
 class AbstractPolicy(eqx.Module):
@@ -75,6 +84,35 @@ class AbstractPolicy(eqx.Module):
     @abc.abstractmethod
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
         """The action for `obs`; `key` is used by stochastic policies only."""
+
+
+class AbstractActor(AbstractPolicy):
+    """A policy with a memory, whose draws may differ from what is carried out. On-policy agents act with one.
+
+    They learn from what was drawn (a normal number, say), while the environment gets what `applied` makes of it (the
+    number clipped to [-1, 1]). Leading axes are free, as everywhere, and those of the memory are those of `obs`.
+    """
+
+    @abc.abstractmethod
+    def memory(self, lead: tuple[int, ...]) -> Any:
+        """The memory when an episode begins, with leading axes `lead`; () where nothing is remembered."""
+
+    @abc.abstractmethod
+    def draw(self, obs: PyTree[Float[Array, "..."]], memory: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        """What is drawn for `obs`, and the memory after it."""
+
+    @abc.abstractmethod
+    def applied(self, drawn: Array) -> Array:
+        """The action in [-1, 1], or the index, that is carried out."""
+
+
+def forget(actor: AbstractActor, memory: Any, ended: Array) -> Any:
+    """The memory, anew where an episode has `ended` (leading axes of `memory`)."""
+
+    def choose(new: Any, old: Any) -> Array:
+        return jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - ended.ndim)), new, old)
+
+    return jax.tree.map(choose, actor.memory(ended.shape), memory)
 
 
 class AbstractAgent(eqx.Module):
@@ -160,6 +198,31 @@ class AbstractScorer(AbstractAgent):
     @abc.abstractmethod
     def score(self, batch: Any, key: PRNGKeyArray) -> Float[Array, " b"]:
         """A number for each row of a batch of `Transition`s."""
+
+
+ACTION_MASK = "action_mask"
+"""The part of an observation that says which discrete actions are allowed: 1 where one is, else 0."""
+
+
+def mask_size(spec: Spec) -> int:
+    """Numbers of the observation's action mask, 0 without one. Raises `UsageError` if they do not fit the actions."""
+    if not isinstance(spec.obs, dict) or ACTION_MASK not in spec.obs:
+        return 0
+    size, wanted = spec.obs[ACTION_MASK].size, sum(spec.choices) if spec.discrete else 0
+    if size != wanted:
+        raise UsageError(f"the observation's action_mask has {size} numbers, but there are {wanted} discrete actions")
+    return size
+
+
+def stuck(obs: Any, spec: Spec) -> Any:
+    """Which rows of observations have an action mask that allows nothing, in some factor; None without a mask."""
+    if not mask_size(spec):
+        return None
+    mask, first, found = obs[ACTION_MASK] > 0.5, 0, False
+    for size in spec.choices:
+        found = found | ~mask[..., first : first + size].any(-1)
+        first += size
+    return found
 
 
 def require_counts(config: Any, *names: str) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from trimtab.agents import AGENTS, batch_class, config_class
-from trimtab.batches import Chunk, Sarsa, Transition
+from trimtab.batches import Chunk, Rollout, Sarsa, Transition
 from trimtab.core import Spec
 
 HERE = Path(__file__).parent
@@ -77,6 +77,13 @@ def with_next(key: jax.Array) -> Sarsa:
     return Sarsa(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, action, known)
 
 
+def rollout(key: jax.Array) -> Rollout:
+    """`stream` as 8 steps of 4 environments; a sixth of the steps that go on are cut."""
+    rows = jax.tree.map(lambda x: x.reshape(8, 4, *x.shape[1:]), stream(key))
+    last = (rows.discount == 0.0) | jr.bernoulli(jr.fold_in(key, 5), 1 / 6, (8, 4))
+    return Rollout(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, last, rows.reward, ((), ()))
+
+
 def losses(name: str) -> dict[str, list[float | None]]:
     """Every loss and mean of `UPDATES` updates; None where it is not computed. Independent of any recorded file."""
     spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
@@ -88,6 +95,8 @@ def losses(name: str) -> dict[str, list[float | None]]:
         example = with_goals(stream(jr.key(0)), sets).obs
         spec = replace(spec, obs=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example))
     reads = batch_class(AGENTS[name])
+    if reads is Rollout:
+        config = replace(config, batch_size=8, n_epochs=2)
     agent = AGENTS[name].create(jr.key(0), spec, config)
     update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
     history: dict[str, list[float | None]] = {}
@@ -96,7 +105,8 @@ def losses(name: str) -> dict[str, list[float | None]]:
         if reads is Chunk:
             batch = windows(k_batch, config.chunk)
         else:
-            batch = with_next(k_batch) if reads is Sarsa else stream(k_batch)
+            make = {Sarsa: with_next, Rollout: rollout}.get(reads, stream)
+            batch = make(k_batch)
             batch = with_goals(batch, sets) if goals else batch
         agent, metrics = update(agent, batch, k_update)
         for metric, value in jax.device_get(metrics).items():

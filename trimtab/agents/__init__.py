@@ -11,6 +11,7 @@ from trimtab.agents.flow_ac import FlowAC as FlowAC
 from trimtab.agents.fql import FQL as FQL
 from trimtab.agents.ifql import IFQL as IFQL
 from trimtab.agents.iql import IQL as IQL
+from trimtab.agents.ppo import PPO as PPO
 from trimtab.agents.rebrac import ReBRAC as ReBRAC
 from trimtab.agents.reengage import ReenGAGE as ReenGAGE
 from trimtab.agents.reengage_sac import ReenGAGESAC as ReenGAGESAC
@@ -34,6 +35,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "fql": FQL,
     "ifql": IFQL,
     "iql": IQL,
+    "ppo": PPO,
     "rebrac": ReBRAC,
     "reengage": ReenGAGE,
     "reengage-sac": ReenGAGESAC,
@@ -49,7 +51,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
 
 
 def batch_class(agent: type[AbstractAgent]) -> Any:
-    """What an agent class learns from: the annotation of `update`'s batch (`Transition`, `Sarsa` or `Chunk`)."""
+    """What an agent class learns from: the annotation of `update`'s batch, one of those in `trimtab.batches`."""
     return get_type_hints(agent.update).get("batch", Transition)
 
 

@@ -15,12 +15,10 @@ from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition
 from trimtab.core import AbstractEnv, AbstractPolicy, Spec
 from trimtab.data import windows
 from trimtab.data.buffer import Buffer
+from trimtab.data.episodes import Episodes
 from trimtab.data.her import Hindsight
 from trimtab.envs.plans import Plan
 from trimtab.envs.wrappers import AutoReset
-
-RECENT = 100
-"""Finished episodes that `rollout/ep_rew_mean` is taken over, as in Stable-Baselines3."""
 
 
 class AbstractSource(eqx.Module):
@@ -289,19 +287,12 @@ class ReplaySource(AbstractSource):
 
 
 class WorldState(eqx.Module):
-    """The state of a `WorldSource`: `n` copies of an own world, their episodes so far, and the replay buffer."""
+    """The state of a `WorldSource`: `n` copies of an own world, their episodes, and the replay buffer."""
 
     buffer: Buffer
     worlds: Any
     obs: PyTree[Float[Array, "..."]]
-    episode_return: Float[Array, " n"]
-    episode_length: Int[Array, " n"]
-    recent_returns: Float[Array, " recent"]
-    recent_lengths: Float[Array, " recent"]
-    episode_success: Float[Array, " n"]
-    """1 if a step of the episode so far reported success, else 0; NaN where the world reports none."""
-    recent_successes: Float[Array, " recent"]
-    finished: Int[Array, ""]
+    episodes: Episodes
     plan: Plan | None = None
     """what the explorer has planned, where it plans."""
 
@@ -346,6 +337,11 @@ class WorldSource(AbstractSource):
         return cls(wrapped, hindsight, dataset, num_envs, capacity, batch_size, chunk, next_action, symmetric)
 
     @property
+    def steps_per_update(self) -> int:
+        """Environment steps before each update."""
+        return self.num_envs
+
+    @property
     def recorded(self) -> bool:
         """Whether rows say where their episodes ended."""
         return self.chunk is not None or self.next_action or self.hindsight is not None
@@ -358,13 +354,7 @@ class WorldSource(AbstractSource):
             buffer=_filled(buffer, None if self.symmetric else self.dataset, self.num_envs),
             worlds=worlds,
             obs=obs,
-            episode_return=jnp.zeros(self.num_envs),
-            episode_length=jnp.zeros(self.num_envs, jnp.int32),
-            recent_returns=jnp.full((RECENT,), jnp.nan),
-            recent_lengths=jnp.full((RECENT,), jnp.nan),
-            episode_success=jnp.full((self.num_envs,), jnp.nan),
-            recent_successes=jnp.full((RECENT,), jnp.nan),
-            finished=jnp.int32(0),
+            episodes=Episodes.create(self.num_envs),
             plan=self._plan(),
         )
 
@@ -384,24 +374,12 @@ class WorldSource(AbstractSource):
         worlds, out, next_obs = jax.vmap(self.env.step)(state.worlds, action, jr.split(k_env, self.num_envs))
         discount = 1.0 - out.terminated.astype(jnp.float32)
         rows = Transition(state.obs, action, out.reward, discount, out.obs)
-        done = out.terminated | out.truncated
-        total, length = state.episode_return + out.reward, state.episode_length + 1
-        success = state.episode_success
-        if "success" in out.info:
-            success = jnp.fmax(success, out.info["success"].astype(jnp.float32))  # a number replaces the NaN
-        # The k-th episode to end takes the k-th slot of the ring; the others aim past its end and are dropped.
-        slots = jnp.where(done, (state.finished + jnp.cumsum(done, dtype=jnp.int32) - 1) % RECENT, RECENT)
+        episodes, done = state.episodes.after(out, self.env.spec)
         return WorldState(
             buffer=state.buffer.extend(Recorded(rows, done) if self.recorded else rows),
             worlds=worlds,
             obs=next_obs,
-            episode_return=jnp.where(done, 0.0, total),
-            episode_length=jnp.where(done, 0, length),
-            recent_returns=state.recent_returns.at[slots].set(total, mode="drop"),
-            recent_lengths=state.recent_lengths.at[slots].set(length.astype(jnp.float32), mode="drop"),
-            episode_success=jnp.where(done, jnp.nan, success),
-            recent_successes=state.recent_successes.at[slots].set(success, mode="drop"),
-            finished=state.finished + done.sum(dtype=jnp.int32),
+            episodes=episodes,
             plan=None if plan is None else plan.cleared(done),
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from trimtab.batches import Recorded, Transition
-from trimtab.core import RunError, Spec, UsageError
+from trimtab.core import RunError, Spec, UsageError, stuck
 from trimtab.envs.plans import HostPlans
 
 RECENT = 100
@@ -23,7 +23,8 @@ _PLAIN_WRAPPERS = ("TimeLimit", "OrderEnforcing", "PassiveEnvChecker")
 
 
 def spec_of(env: gymnasium.Env) -> Spec:
-    """The `Spec` of an environment with Box (or nested Dict of Box) observations and Box or Discrete actions.
+    """The `Spec` of an environment with Box or MultiBinary (or nested Dict of them) observations and Box, Discrete or
+    MultiDiscrete actions.
 
     Raises `UsageError` naming what is not supported.
     """
@@ -33,6 +34,10 @@ def spec_of(env: gymnasium.Env) -> Spec:
         if space.start != 0:
             raise UsageError(f"a Discrete action space must start at 0, this one starts at {space.start}")
         return Spec(obs, int(space.n), True)
+    if isinstance(space, spaces.MultiDiscrete):
+        if space.nvec.ndim != 1 or np.any(space.start != 0):
+            raise UsageError("a MultiDiscrete action space must have one axis and start at 0")
+        return Spec(obs, space.nvec.size, True, factors=tuple(map(int, space.nvec)))
     if isinstance(space, spaces.Box):
         low, high = space.low.reshape(-1), space.high.reshape(-1)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -40,12 +45,14 @@ def spec_of(env: gymnasium.Env) -> Spec:
                 "the action space has infinite bounds: wrap it in gymnasium.wrappers.ClipAction or RescaleAction"
             )
         return Spec(obs, low.size, False, tuple(map(float, low)), tuple(map(float, high)))
-    raise UsageError(f"the action space {type(space).__name__} is not supported: use Box or Discrete")
+    raise UsageError(f"the action space {type(space).__name__} is not supported: use Box, Discrete or MultiDiscrete")
 
 
 def _obs_spec(space: spaces.Space, name: str) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: _obs_spec(inner, f"{name}[{key!r}]") for key, inner in space.spaces.items()}
+    if isinstance(space, spaces.MultiBinary):
+        return jax.ShapeDtypeStruct((int(np.prod(space.shape)),), jnp.float32)
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) >= 2:
             raise UsageError(
@@ -100,10 +107,10 @@ def time_limit(env: gymnasium.Env, label: str) -> int:
 
 
 class ActionScale:
-    """Maps [-1, 1] actions to the environment's bounds and shape; indices pass through."""
+    """Maps [-1, 1] actions to the environment's bounds and shape; indices pass through, several as an int64 array."""
 
     def __init__(self, spec: Spec, shape: tuple[int, ...] | None) -> None:
-        self.discrete = spec.discrete
+        self.discrete, self.factors = spec.discrete, spec.factors
         self.low = np.asarray(spec.action_low, np.float32)
         self.high = np.asarray(spec.action_high, np.float32)
         self.shape = shape
@@ -111,7 +118,7 @@ class ActionScale:
     def __call__(self, action: np.ndarray | np.integer) -> Any:
         """One action in the environment's units."""
         if self.discrete:
-            return int(action)
+            return np.asarray(action, np.int64) if self.factors else int(action)
         a, one = np.asarray(action, np.float32), np.float32(1.0)
         # Weighing both bounds is exact at either end; low + (a + 1) / 2 * span can end up beyond the upper one.
         scaled = np.float32(0.5) * ((one - a) * self.low + (one + a) * self.high)
@@ -146,7 +153,14 @@ class Collector:
             raise RunError(f"the environment raised on reset at step {timestep}: {reason}") from error
         if not _finite(obs):
             raise RunError(f"the environment gave a non-finite observation on reset at step {timestep}")
+        self._check_mask(i, obs, timestep)
         return obs
+
+    def _check_mask(self, i: int, obs: Any, timestep: int) -> None:
+        if stuck(obs, self.spec):
+            spec = self.envs[i].spec
+            name = type(self.envs[i].unwrapped).__name__ if spec is None else spec.id
+            raise RunError(f"{name} gave an action_mask without a valid action at step {timestep}")
 
     def choose(self, policy: Callable[[Any], Any]) -> np.ndarray:
         """The next actions, (n, act) in [-1, 1] or (n,) indices. `policy(obs)` gives actions or plans for all
@@ -184,6 +198,8 @@ class Collector:
                 self.recent.append((self.episode_return[i], int(self.episode_length[i]), success))
                 self.episode_return[i], self.episode_length[i] = 0.0, 0
                 obs = self._reset(i, timestep=timestep)
+            else:
+                self._check_mask(i, obs, timestep)
             self._obs[i] = obs
         rows = _rows(self.obs, np.asarray(actions), rewards, discounts, _stack(final))
         self.obs = _stack(self._obs)

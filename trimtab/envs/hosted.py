@@ -14,7 +14,7 @@ import jax.random as jr
 import numpy as np
 from gymnasium import spaces
 
-from trimtab.core import AbstractEnv, UsageError
+from trimtab.core import AbstractEnv, Spec, UsageError
 from trimtab.envs.goals import AbstractGoalEnv
 from trimtab.envs.register import worlds
 from trimtab.envs.wrappers import TimeLimit
@@ -35,9 +35,7 @@ class Hosted(gymnasium.Env):
             if isinstance(spec.obs, dict)
             else box(spec.obs)
         )
-        self.action_space = (
-            spaces.Discrete(spec.action_size) if spec.discrete else spaces.Box(-1.0, 1.0, (spec.action_size,))
-        )
+        self.action_space = _action_space(spec)
         limited = TimeLimit(world)
         self._reset = jax.jit(lambda key: limited.reset(key))
         self._step = jax.jit(lambda state, action, key: limited.step(state, action, key))
@@ -77,6 +75,12 @@ class Hosted(gymnasium.Env):
         for _ in np.shape(achieved_goal)[:-1]:
             reward = jax.vmap(reward)
         return np.asarray(reward(jnp.asarray(achieved_goal, jnp.float32), jnp.asarray(desired_goal, jnp.float32)))
+
+
+def _action_space(spec: Spec) -> spaces.Space:
+    if spec.factors:
+        return spaces.MultiDiscrete(list(spec.factors))
+    return spaces.Discrete(spec.action_size) if spec.discrete else spaces.Box(-1.0, 1.0, (spec.action_size,))
 
 
 def host(name: str) -> Hosted:

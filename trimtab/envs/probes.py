@@ -1,4 +1,4 @@
-"""Six tiny worlds whose values are known in closed form: each breaks one part of a learner (after Andy Jones).
+"""Seven tiny worlds whose values are known in closed form: each breaks one part of a learner (after Andy Jones).
 
 With discount gamma, for the best policy:
 
@@ -10,6 +10,7 @@ With discount gamma, for the best policy:
 | ActionDependent | one step, reward 1 - (a - 1/2)^2 | 1, at a = 1/2 |
 | Both | one step, obs x in {-1, 1}, reward 1 - (a - x/2)^2 | 1, at a = x/2 |
 | Cut | one step, reward 1; obs 1: terminates; obs 0: cut by the time limit | V(1) = 1, V(0) = 1 / (1 - gamma) |
+| Endless | reward 1 a step, obs 0; never terminates, cut after ten steps | 1 / (1 - gamma) |
 
 All have one observation and one action dimension.
 """
@@ -113,3 +114,16 @@ class Cut(AbstractEnv):
 
     def step(self, state: Array, action: Array, key: PRNGKeyArray) -> tuple[Array, Step]:
         return state, _step(state, jnp.float32(1.0), state[0] > 0.5)
+
+
+class Endless(AbstractEnv):
+    """Reward 1 a step, and nothing to see. It never terminates, but the time limit cuts it after ten steps."""
+
+    spec: ClassVar[Spec] = _SPEC
+    max_steps: ClassVar[int] = 10
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Array, Array]:
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, state: Array, action: Array, key: PRNGKeyArray) -> tuple[Array, Step]:
+        return state, _step(state, jnp.float32(1.0), False)

@@ -5,6 +5,7 @@ from functools import partial
 
 from trimtab.core import AbstractEnv, UsageError
 from trimtab.envs import probes
+from trimtab.envs.classic import CartPole, Pendulum
 from trimtab.envs.seek import ContinuousSeek, DriveSeek, NoisySeek
 from trimtab.envs.two_route import TwoRoute
 
@@ -15,6 +16,9 @@ _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "probe/ActionDependent": probes.ActionDependent,
     "probe/Both": probes.Both,
     "probe/Cut": probes.Cut,
+    "probe/Endless": probes.Endless,
+    "trimtab/CartPole-v1": CartPole,
+    "trimtab/Pendulum-v1": Pendulum,
     "trimtab/TwoRoute-v0": TwoRoute.create,
     "trimtab/ContinuousSeek5-v0": partial(ContinuousSeek.create, 5),
     "trimtab/ContinuousSeek10-v0": partial(ContinuousSeek.create, 10),

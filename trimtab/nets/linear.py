@@ -31,8 +31,8 @@ class Linear(eqx.Module):
         """Random weights; `scale` multiplies them (and the biases, where those are random).
 
         `init` is "torch": weights and biases uniform in +-1/sqrt(in), PyTorch's default, which SB3 and CleanRL train
-        with; "lecun": normal of variance 1/in, cut at two standard deviations, Flax's default; or "glorot": uniform of
-        variance 2/(in + out), as FQL's family has it. The last two start biases at 0.
+        with; "lecun": normal of variance 1/in, cut at two standard deviations, Flax's default; "glorot": uniform of
+        variance 2/(in + out), as FQL's family has it; or "orthogonal", as PPO has it. The last three start biases at 0.
         """
         lead = () if members is None else (members,)
         k_weight, k_bias = jr.split(key)
@@ -41,6 +41,9 @@ class Linear(eqx.Module):
             bound = scale / in_size**0.5
             weight = jr.uniform(k_weight, shape, minval=-bound, maxval=bound)
             return cls(weight, jr.uniform(k_bias, (*lead, out_size), minval=-bound, maxval=bound))
+        if init == "orthogonal":
+            weight = jax.nn.initializers.orthogonal()(k_weight, shape, jnp.float32)
+            return cls(scale * weight, jnp.zeros((*lead, out_size)))
         make = jax.nn.initializers.glorot_uniform if init == "glorot" else jax.nn.initializers.lecun_normal
         weight = make(batch_axis=0 if lead else ())(k_weight, shape, jnp.float32)
         return cls(scale * weight, jnp.zeros((*lead, out_size)))

@@ -62,8 +62,8 @@ class MLP(eqx.Module):
         init: str = "torch",
     ) -> "MLP":
         """`norm` is None, "layer" (before the activation) or "layer_after" (after it), on the hidden layers of the
-        indices `norm_layers` (None: on all); `out_scale` shrinks the last layer's initial weights; `init` is that of
-        `Linear.create`.
+        indices `norm_layers` (None: on all); `out_scale` multiplies the last layer's initial weights; `init` is that of
+        `Linear.create`, with a gain of sqrt(2) on the hidden layers where it is "orthogonal".
 
         Raises `UsageError` for an unknown activation or norm, a width below 1, or a layer that is not there.
         """
@@ -78,7 +78,7 @@ class MLP(eqx.Module):
             raise UsageError(f"norm_layers {norm_layers} does not fit {len(hidden)} hidden layers: count from 0")
         sizes = (in_size, *hidden, out_size)
         keys = jr.split(key, len(sizes) - 1)
-        scales = [1.0] * len(hidden) + [out_scale]
+        scales = [2.0**0.5 if init == "orthogonal" else 1.0] * len(hidden) + [out_scale]
         layers = tuple(
             Linear.create(i, o, k, members=members, scale=s, init=init)
             for i, o, k, s in zip(sizes[:-1], sizes[1:], keys, scales, strict=True)

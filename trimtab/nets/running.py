@@ -1,6 +1,7 @@
-"""Running standard deviations."""
+"""Running means and standard deviations."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,3 +32,28 @@ class RunningStd(eqx.Module):
     def std(self) -> Float[Array, " n"]:
         """The standard deviation of each number; 0 before anything was seen."""
         return jnp.sqrt(self.squares)
+
+
+class Normaliser(eqx.Module):
+    """Observations with mean 0 and standard deviation 1 over all that were seen, cut at +-10; as they are before any.
+
+    Never trained. What passes through does not change what was seen: that is `seen`, once a rollout has been learnt
+    from.
+    """
+
+    stats: RunningStd
+
+    @classmethod
+    def create(cls, size: int) -> "Normaliser":
+        """Nothing seen yet, for `size` numbers."""
+        return cls(RunningStd.create(size))
+
+    def seen(self, rows: Float[Array, "b n"]) -> "Normaliser":
+        """With `rows`."""
+        return Normaliser(self.stats.seen(rows))
+
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+        mean, squares, count = jax.lax.stop_gradient((self.stats.mean, self.stats.squares, self.stats.count))
+        scale = jax.lax.rsqrt(jnp.where(count > 0.0, squares, 1.0) + 1e-8)
+        normal = (x - jnp.broadcast_to(mean, x.shape)) * jnp.broadcast_to(scale, x.shape)
+        return jnp.where(count > 0.0, jnp.clip(normal, -10.0, 10.0), x)

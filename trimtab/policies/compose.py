@@ -20,13 +20,17 @@ class Uniform(AbstractPolicy):
 
     action_size: int = eqx.field(static=True)
     discrete: bool = eqx.field(static=True)
+    factors: tuple[int, ...] = eqx.field(static=True, default=())
 
     @classmethod
     def create(cls, spec: Spec) -> "Uniform":
-        """Over [-1, 1]^act, or over the action indices when the spec is discrete."""
-        return cls(spec.action_size, spec.discrete)
+        """Over [-1, 1]^act, or over the action indices when the spec is discrete; masks are not looked at."""
+        return cls(spec.action_size, spec.discrete, spec.factors)
 
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        if self.factors:
+            each = zip(jr.split(key, len(self.factors)), self.factors, strict=True)
+            return jnp.stack([jr.randint(k, _lead(obs), 0, n) for k, n in each], axis=-1)
         if self.discrete:
             return jr.randint(key, _lead(obs), 0, self.action_size)
         return jr.uniform(key, (*_lead(obs), self.action_size), minval=-1.0, maxval=1.0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray
 
-from trimtab.core import AbstractAgent, AbstractPolicy, AbstractScorer, UsageError
+from trimtab.core import AbstractActor, AbstractAgent, AbstractPolicy, AbstractScorer, UsageError
 from trimtab.data.sources import AbstractSource, ScoredSource, Scores
 
 Totals = dict[str, tuple[Array, Array]]
@@ -201,6 +201,13 @@ def batch_rows(run_key: PRNGKeyArray, step: Array, updates: int, batch_size: int
 def act(policy: AbstractPolicy, obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
     """The action at a time step; its randomness is a function of (run_key, timestep) alone."""
     return policy(obs, jr.fold_in(run_key, timestep))
+
+
+@jax.jit
+def act_on(actor: AbstractActor, obs: Any, memory: Any, run_key: PRNGKeyArray, timestep: Any) -> tuple[Any, Any, Any]:
+    """What is drawn, the action that is carried out, and the memory after it; the randomness is that of `act`."""
+    drawn, memory = actor.draw(obs, memory, jr.fold_in(run_key, timestep))
+    return drawn, actor.applied(drawn), memory
 
 
 @jax.jit

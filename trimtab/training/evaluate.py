@@ -11,11 +11,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key, PRNGKeyArray
 
-from trimtab.core import AbstractEnv, AbstractPolicy, RunError, Spec
+from trimtab.core import AbstractActor, AbstractEnv, AbstractPolicy, RunError, Spec
 from trimtab.envs.gym import ActionScale, to_vector
 from trimtab.envs.plans import HostPlans, plan_length
 from trimtab.envs.wrappers import TimeLimit
-from trimtab.training.compile import act
+from trimtab.training.compile import act, act_on
 
 Episode = dict[str, float]
 """return, length, success (NaN if the environment reports none), discounted (the return with the evaluator's gamma) and
@@ -56,11 +56,15 @@ class GymEvaluator:
         nothing: Episode = {"return": 0.0, "length": 0, "success": float("nan"), "discounted": 0.0, "cut": 0.0}
         results: list[Episode] = [dict(nothing) for _ in envs]
         running, timestep, plans = set(range(n)), 0, HostPlans(n, self._spec)
-        key = jr.key(self._seed + first)
+        key, memory = jr.key(self._seed + first), policy.memory((n,)) if isinstance(policy, AbstractActor) else ()
         try:
             obs = [to_vector(env.reset(seed=self._seed + first + i)[0]) for i, env in enumerate(envs)]
             while running:
-                actions = plans(lambda: self._ask(policy, obs, key, timestep))  # noqa: B023  called at once
+                if isinstance(policy, AbstractActor):  # all episodes begin at once, so nothing is forgotten
+                    _, actions, memory = act_on(policy, _stack(obs), memory, key, np.int32(timestep))
+                    actions = np.asarray(actions)
+                else:
+                    actions = plans(lambda: self._ask(policy, obs, key, timestep))  # noqa: B023  called at once
                 for i in sorted(running):
                     next_obs, reward, terminated, truncated, info = envs[i].step(scale(actions[i]))
                     obs[i], result = to_vector(next_obs), results[i]
@@ -82,13 +86,17 @@ class GymEvaluator:
         return results
 
     def _ask(self, policy: AbstractPolicy, obs: list[Any], key: PRNGKeyArray, timestep: int) -> np.ndarray:
-        return np.asarray(act(policy, jax.tree.map(lambda *xs: np.stack(xs), *obs), key, np.int32(timestep)))
+        return np.asarray(act(policy, _stack(obs), key, np.int32(timestep)))
 
     def close(self) -> None:
         """Closes the environments."""
         for env in self._envs:
             env.close()
         self._envs = []
+
+
+def _stack(obs: list[Any]) -> Any:
+    return jax.tree.map(lambda *xs: np.stack(xs), *obs)
 
 
 class WorldEvaluator:
@@ -116,15 +124,18 @@ def _world_episodes(
     def episode(key: PRNGKeyArray) -> tuple[Array, Array, Array, Array, Array]:
         k_reset, k_run = jr.split(key)
         state, obs = env.reset(k_reset)
-        answer = jax.eval_shape(policy, obs, key)
+        answer, actor = jax.eval_shape(policy, obs, key), policy if isinstance(policy, AbstractActor) else None
         h = plan_length(answer.shape, env.spec)
         shape = answer.shape if h == 1 else (h, env.spec.action_size)
 
         def body(carry: Any, step: tuple[Array, PRNGKeyArray]) -> tuple[Any, None]:
-            state, obs, plan, total, length, success, discounted, cut, over = carry
+            state, obs, memory, plan, total, length, success, discounted, cut, over = carry
             t, k = step
             k_act, k_step = jr.split(k)
-            if h == 1:
+            if actor is not None:
+                drawn, memory = actor.draw(obs, memory, k_act)
+                action = plan = actor.applied(drawn)
+            elif h == 1:
                 action = plan = policy(obs, k_act)
             else:  # all episodes begin at once, so all ask for a plan at once
                 ask = lambda: policy(obs, k_act).reshape(shape)
@@ -139,13 +150,14 @@ def _world_episodes(
                 now = out.info["success"].astype(jnp.float32)
                 success = jnp.fmax(success, jnp.where(over, 0.0, now))  # fmax: the first number replaces the NaN
             over = over | out.terminated | out.truncated
-            return (state, out.obs, plan, total, length, success, discounted, cut, over), None
+            return (state, out.obs, memory, plan, total, length, success, discounted, cut, over), None
 
         nothing = jnp.zeros(shape, answer.dtype)
         none, no = jnp.zeros(()), jnp.asarray(False)
-        start = (state, obs, nothing, none, jnp.int32(0), jnp.asarray(jnp.nan), none, no, no)
+        memory = () if actor is None else actor.memory(())
+        start = (state, obs, memory, nothing, none, jnp.int32(0), jnp.asarray(jnp.nan), none, no, no)
         steps = (jnp.arange(env.env.max_steps), jr.split(k_run, env.env.max_steps))
-        (_, _, _, total, length, success, discounted, cut, _), _ = jax.lax.scan(body, start, steps)
+        (_, _, _, _, total, length, success, discounted, cut, _), _ = jax.lax.scan(body, start, steps)
         return total, length, success, discounted, cut
 
     return jax.vmap(episode)(keys)

@@ -12,8 +12,19 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from trimtab.batches import Recorded, Transition
-from trimtab.core import AbstractAgent, AbstractMonitor, AbstractPolicy, Memory, Metrics, RunError, TrimtabError
+from trimtab.batches import Recorded, Rollout, Transition
+from trimtab.core import (
+    AbstractActor,
+    AbstractAgent,
+    AbstractMonitor,
+    AbstractPolicy,
+    Memory,
+    Metrics,
+    RunError,
+    TrimtabError,
+    forget,
+)
+from trimtab.data.rollouts import Acting, RolloutSource, WorldRollouts
 from trimtab.data.sources import AbstractSource, WorldSource
 from trimtab.data.stream import StreamSource
 from trimtab.envs.gym import Collector
@@ -24,6 +35,7 @@ from trimtab.training import checkpoint
 from trimtab.training.compile import (
     Totals,
     act,
+    act_on,
     all_finite,
     batch_rows,
     chunk,
@@ -282,9 +294,12 @@ class _Loop:
         t.step = min(s.start + rounds * num_envs, s.steps)
 
     def advance(self) -> None:
-        """One chunk: one vector step of host environments, or all updates up to the next event on the device."""
+        """One chunk: one vector step of host environments, or a rollout of them for an on-policy agent, or all updates
+        up to the next event on the device."""
         before = self.t.step
-        if self.collector is not None:
+        if self.collector is not None and isinstance(self.source, RolloutSource):
+            self._host_rollout(self.collector, self.source)
+        elif self.collector is not None:
             self._host_step(self.collector)
         else:
             self._device_steps()
@@ -311,9 +326,34 @@ class _Loop:
         )
         t.updates, t.pending = t.updates + due, None
 
+    def _host_rollout(self, collector: Collector, source: RolloutSource) -> None:
+        """A rollout, and the update that learns from it: the environments wait, since the next action needs it."""
+        t, actor = self.t, self.t.agent.explorer
+        assert isinstance(actor, AbstractActor)
+        memory, discounted = jax.device_get((t.state.memory, t.state.discounted))
+        rows: list[tuple[Any, ...]] = []
+        for _ in range(source.n_steps):
+            acted = act_on(actor, collector.obs, memory, self.act_key, np.int32(t.step))
+            drawn, action, after = jax.device_get(acted)
+            row = collector.step(action, t.step)
+            assert isinstance(row, Recorded)
+            step, last = row.transition, np.asarray(row.last)
+            discounted = np.float32(source.gamma) * discounted + step.reward
+            rows.append((step.obs, drawn, step.reward, step.discount, step.next_obs, last, discounted, memory))
+            memory = after
+            if last.any():
+                memory = jax.device_get(forget(actor, memory, jnp.asarray(last)))
+                discounted = np.where(last, np.float32(0.0), discounted)
+            t.step += len(collector.envs)
+        rollout = Rollout(*jax.tree.map(lambda *xs: np.stack(xs), *rows))
+        done = _acting(rollout, memory, discounted)
+        t.agent, t.state, t.totals = self.chunk(source, t.agent, t.state, t.totals, self.run_key, done, np.int32(1))
+        t.updates += 1
+
     def _device_steps(self) -> None:
         t, s = self.t, self.schedule
-        per_update = self.source.num_envs if isinstance(self.source, WorldSource) else 1
+        worlds = self.source if isinstance(self.source, WorldSource | WorldRollouts) else None
+        per_update = 1 if worlds is None else worlds.steps_per_update
         events = (s.log_every, s.eval_every, s.checkpoint_every, *((s.probe_every,) if self.probes else ()))
         until = min([s.steps] + [(t.step // every + 1) * every for every in events if every])
         updates, items = -(-(until - t.step) // per_update), None
@@ -363,6 +403,11 @@ class _Loop:
                 if broken:
                     self._fail(i, f"{broken[0]} is not finite before step {t.step:,}")
         self.progress.show(t.step, mean, rate)
+        if isinstance(self.source, WorldSource | WorldRollouts):
+            first = int(np.max(t.state.episodes.stuck))
+            if first >= 0:
+                name = type(self.source.env.env.env).__name__
+                raise RunError(f"{name} gave an action_mask without a valid action at step {first:,} of a copy")
 
     def _going(self) -> list[tuple[int, Run]]:
         """The runs that have not diverged, with their place on the seed axis."""
@@ -388,9 +433,9 @@ class _Loop:
     def _rollout(self, i: int) -> dict[str, float]:
         if self.collector is not None:
             return self.collector.statistics()
-        if not isinstance(self.source, WorldSource):
+        if not isinstance(self.source, WorldSource | WorldRollouts):
             return {}
-        state = self.t.state
+        state = self.t.state.episodes
         recent = (state.recent_returns, state.recent_lengths, state.recent_successes)
         names = ("rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/success_rate")
         numbers = [np.asarray(x) if self.t.seeds is None else np.asarray(x)[i] for x in recent]
@@ -515,6 +560,10 @@ class _Loop:
         except (TrimtabError, OSError):
             return error  # the disk is what failed: earlier checkpoints stand, and `error` says what to do
         return RunError(f"{error} (progress up to step {self.t.step:,} is saved in {self.runs[0].path})")
+
+
+def _acting(rollout: Rollout, memory: Any, discounted: Any) -> Acting:
+    return Acting(rollout, memory, discounted)
 
 
 def choose_rows(source: AbstractSource, state: Any, n: int) -> list[np.ndarray]:

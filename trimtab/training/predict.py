@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from trimtab.core import AbstractAgent, Spec, UsageError
+from trimtab.core import AbstractActor, AbstractAgent, Spec, UsageError, forget
 from trimtab.envs.plans import HostPlans, plan_length
-from trimtab.training.compile import act
+from trimtab.training.compile import act, act_on
 
 
 class Policy:
@@ -31,15 +31,27 @@ class Policy:
 
         `observation` is an array, or a dict of arrays for a Dict space. Actions are in the environment's units: float32
         of shape (act,) or (batch, act), or integer indices. Not `deterministic` draws anew at each call from the policy
-        that collected the data. A policy that plans several actions at once keeps the rest of its plan in `state`: pass
-        it on, with `episode_start` (batch,) set where a new episode has begun; without it each call plans anew. Other
-        policies leave `state` as it is. Raises `UsageError` if a shape does not fit.
+        that collected the data. A policy that plans several actions at once keeps the rest of its plan in `state`, a
+        recurrent one its memory: pass it on, with `episode_start` (batch,) set where a new episode has begun; without
+        it each call plans anew and remembers nothing. Other policies leave `state` as it is. Raises `UsageError` if a
+        shape does not fit.
         """
         vectors, batched = self._vectors(observation)
         self._calls += 1
         key = jr.key(self._calls)
         chosen = self.agent.policy if deterministic else self.agent.explorer
-        plans = HostPlans(len(jax.tree.leaves(vectors)[0]), self.spec)
+        n = len(jax.tree.leaves(vectors)[0])
+        if isinstance(chosen, AbstractActor) and jax.tree.leaves(chosen.memory(())):
+            memory = chosen.memory((n,)) if state is None else state
+            shapes = lambda tree: [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+            if shapes(memory) != shapes(chosen.memory((n,))):
+                raise UsageError("this state belongs to another number of environments: start again with state=None")
+            if episode_start is not None:
+                memory = forget(chosen, memory, jnp.broadcast_to(jnp.asarray(episode_start, bool), (n,)))
+            _, action, memory = jax.device_get(act_on(chosen, vectors, memory, key, np.int32(0)))
+            action = np.asarray(to_units(action, self.spec))
+            return (action if batched else action[0]), memory
+        plans = HostPlans(n, self.spec)
         if isinstance(state, dict):
             plans.restore(state)
         if episode_start is not None:

@@ -255,5 +255,5 @@ def test_own_worlds_report_success():
         state = advance(state, jr.fold_in(jr.key(1), i))
         ever = np.maximum(ever, np.asarray(state.buffer.rows.reward)[4 * i : 4 * i + 4] == 0.0)
     assert 0 < ever.sum() < 4
-    np.testing.assert_array_equal(state.recent_successes[:4], ever)
-    assert np.isnan(state.recent_successes[4:]).all() and np.isnan(state.episode_success).all()
+    np.testing.assert_array_equal(state.episodes.recent_successes[:4], ever)
+    assert np.isnan(state.episodes.recent_successes[4:]).all() and np.isnan(state.episodes.episode_success).all()

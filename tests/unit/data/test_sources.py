@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.worlds import Walk
-from trimtab.data.sources import RECENT, OfflineSource, ReplaySource, WorldSource
+from trimtab.data.episodes import RECENT
+from trimtab.data.sources import OfflineSource, ReplaySource, WorldSource
 from trimtab.envs import probes
 from trimtab.policies.compose import Uniform
 
@@ -60,13 +61,13 @@ def test_rows_equal_a_plain_loop(env, n):
     discounts = np.asarray(buffer.trimmed().rows.discount)
     if isinstance(env, Walk):  # both ways to end occur, or this test shows nothing
         assert 0 < (discounts == 0).sum() < len(ended)
-    assert int(state.finished) == len(ended)
+    assert int(state.episodes.finished) == len(ended)
     # The ring of recent episodes: the k-th episode took the slot k mod 100, the others are still NaN.
     returns, lengths = np.full(RECENT, np.nan), np.full(RECENT, np.nan)
     for k, (value, age) in enumerate(ended):
         returns[k % RECENT], lengths[k % RECENT] = value, age
-    np.testing.assert_allclose(state.recent_returns, returns, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(state.recent_lengths, lengths)
+    np.testing.assert_allclose(state.episodes.recent_returns, returns, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(state.episodes.recent_lengths, lengths)
 
 
 def test_stored_is_small_and_restored_is_the_same():

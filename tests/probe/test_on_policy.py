@@ -1,0 +1,128 @@
+"""Does PPO learn? Ends of episodes, masks and memory in tiny worlds, then CartPole and Pendulum."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jaxtyping import Array, PRNGKeyArray
+
+import trimtab
+from trimtab import api
+from trimtab.agents.ppo import Config
+from trimtab.core import AbstractEnv, Spec, Step
+from trimtab.envs.register import register
+
+pytestmark = pytest.mark.slow
+
+SMALL = dict(n_steps=40, batch_size=80, n_epochs=4, hidden=(32,), learning_rate=3e-3, gamma=0.9)
+
+
+def train(env: str, out, steps: int, num_envs: int, **config) -> Any:
+    shared = dict(eval_freq=0, checkpoint_freq=0, log=("csv",), out=out, quiet=True, config=Config(**config))
+    run = api.train("ppo", env=env, steps=steps, num_envs=num_envs, **shared)
+    return trimtab.load(run.path)
+
+
+def test_a_cut_is_bootstrapped_from(tmp_path, monkeypatch):
+    # V is 1 / (1 - 0.9) at each of the ten steps; taken for terminations, the cuts would make it 4.1 on the average.
+    # The advantages' horizon is all there is of the future: lambda is 1.
+    config = dict(SMALL, gae_lambda=1.0, normalise_reward=False)
+    value = lambda agent: float(agent.critic.step(jnp.zeros((1, 1)), ())[0][0, 0])
+    agent = train("probe/Endless", tmp_path, 40_000, 8, **config).agent
+    assert value(agent) == pytest.approx(10.0, abs=0.5)
+
+    import trimtab.agents.ppo as ppo
+
+    original = ppo.gae
+    wrong = lambda reward, discount, last, *rest: original(
+        reward, discount * (1.0 - last.astype(jnp.float32)), last, *rest
+    )
+    monkeypatch.setattr(ppo, "gae", wrong)
+    jax.clear_caches()
+    agent = train("probe/Endless", tmp_path, 40_000, 8, **config).agent
+    jax.clear_caches()
+    positions = [sum(0.9**k for k in range(left)) for left in range(1, 11)]
+    assert value(agent) == pytest.approx(np.mean(positions), abs=0.5)  # 4.1
+
+
+class Hundred(AbstractEnv):
+    """A hundred actions, of which two are allowed in each of ten places; the higher of them goes on, reward 1. Any
+    other ends the episode. The mask may be left out."""
+
+    masked: bool = eqx.field(static=True)
+    max_steps: ClassVar[int] = 10
+
+    @property
+    def spec(self) -> Spec:
+        place = jax.ShapeDtypeStruct((10,), jnp.float32)
+        mask = {"action_mask": jax.ShapeDtypeStruct((100,), jnp.float32)} if self.masked else {}
+        return Spec({"place": place} | mask, 100, True)
+
+    def _obs(self, place: Array) -> dict[str, Array]:
+        here = (jnp.arange(10) == place).astype(jnp.float32)
+        index = jnp.arange(100)
+        allowed = (index == 7 * place) | (index == 7 * place + 30)
+        return {"place": here} | ({"action_mask": allowed.astype(jnp.float32)} if self.masked else {})
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Array, Any]:
+        place = jr.randint(key, (), 0, 10)
+        return place, self._obs(place)
+
+    def step(self, state: Array, action: Array, key: PRNGKeyArray) -> tuple[Array, Step]:
+        right = action == 7 * state + 30
+        place = (state + 1) % 10
+        return place, Step(self._obs(place), right.astype(jnp.float32), ~right, jnp.asarray(False), {})
+
+
+def test_masks_make_a_hundred_actions_two(tmp_path):
+    for masked in (True, False):
+        register(f"tests/Hundred{masked}", lambda masked=masked: Hundred(masked))
+    config = dict(SMALL, n_steps=32, batch_size=64)
+    returns = {
+        masked: trimtab.evaluate(
+            train(f"tests/Hundred{masked}", tmp_path, 5_000, 8, **config), f"tests/Hundred{masked}", episodes=20
+        )[0]
+        for masked in (True, False)
+    }
+    assert returns[True] == 10.0 and returns[False] < 5.0
+
+
+class Recall(AbstractEnv):
+    """A sign is shown at the first of five steps; at the last one, reward 1 for naming it, else -1."""
+
+    spec: ClassVar[Spec] = Spec(jax.ShapeDtypeStruct((2,), jnp.float32), 2, True)
+    max_steps: ClassVar[int] = 8
+
+    def _obs(self, state: tuple[Array, Array]) -> Array:
+        sign, age = state
+        return jnp.stack([jnp.where(age == 0, sign, 0.0), age / 4.0])
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Array]:
+        state = (jnp.where(jr.bernoulli(key), 1.0, -1.0), jnp.zeros(()))
+        return state, self._obs(state)
+
+    def step(self, state: Any, action: Array, key: PRNGKeyArray) -> tuple[Any, Step]:
+        sign, age = state
+        last = age == 4.0
+        reward = jnp.where(last, sign * (2.0 * action.astype(jnp.float32) - 1.0), 0.0)
+        return (sign, age + 1.0), Step(self._obs((sign, age + 1.0)), reward, last, jnp.asarray(False), {})
+
+
+def test_memory_recalls_what_a_plain_policy_cannot(tmp_path):
+    register("tests/Recall", Recall)
+    config = dict(SMALL, n_steps=40, batch_size=160, sequence=10)
+    found = {m: train("tests/Recall", tmp_path, 40_000, 16, memory=m, **config) for m in (0, 16)}
+    returns = {m: trimtab.evaluate(policy, "tests/Recall", episodes=100)[0] for m, policy in found.items()}
+    assert returns[16] == 1.0 and abs(returns[0]) < 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_defaults_solve_cartpole(tmp_path, seed):
+    run = api.train(
+        "ppo", env="CartPole-v1", steps=200_000, seed=seed, out=tmp_path, log=("csv",), quiet=True, eval_freq=0
+    )
+    assert trimtab.evaluate(trimtab.load(run.path), "CartPole-v1", episodes=20)[0] >= 475.0

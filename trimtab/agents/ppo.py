@@ -1,0 +1,253 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347).
+
+    delta_t = r_t + gamma d_t V(s'_t) - V(s_t),  A_t = delta_t + gamma lambda (1 - last_t) A_{t+1}          (11)
+    L_pi = -E[ min(rho A, clip(rho, 1 - eps, 1 + eps) A) ],  rho = pi(a | s) / pi_old(a | s)                (7)
+    L_V  = E[ max((V - R)^2, (V_old + clip(V - V_old, -eps_v, eps_v) - R)^2) ] / 2,  R = A + V_old
+    L    = L_pi + c_v L_V - c_H E[ entropy of pi(s) ]                                                       (9)
+
+d is `discount`: 0 where the episode terminated, 1 where it was cut, when s' is the true final observation; `last` is
+set in both cases. A is normalised in each minibatch. With `eps_v` None, L_V is E[(V - R)^2] / 2.
+
+Order in one update, which learns from one rollout: the scale of rewards from all that were seen; values, advantages and
+log probabilities of the actions with the networks that acted; `n_epochs` times all minibatches in a new order; last,
+the rollout's observations into the normaliser, so that rho is exactly 1 in the first minibatch.
+Metrics: actor_loss (7), approx_kl E[rho - 1 - log rho], clip_fraction share of |rho - 1| > eps, entropy; critic_loss
+L_V, explained_variance 1 - Var[R - V_old] / Var[R]; loss (9), grad_norm the norm of its gradient before clipping;
+reward_scale what rewards are divided by; skipped share of minibatches left out because of `target_kl`. All but the
+last three are means over the minibatches that were learnt from.
+Differences from the paper: everything that later code agrees on (Huang et al. 2022, "The 37 implementation details of
+PPO"), as fields of the config. Unlike CleanRL, a cut episode is bootstrapped from, and what a recurrent network
+remembered is stored with each step.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from trimtab.batches import Rollout
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_counts
+from trimtab.nets.masks import allowed, feature_size
+from trimtab.nets.recurrent import Remembering
+from trimtab.nets.running import Normaliser, RunningStd
+from trimtab.ops import descend, gae
+from trimtab.policies.actor import Actor, Mode, Sample, normalised
+from trimtab.policies.heads import default_head
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyper-parameters of PPO."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size for actor and critic."""
+    anneal_steps: int = 0
+    """environment steps over which the step size falls linearly to 0; 0 keeps it."""
+    n_steps: int = 2048
+    """steps of each environment in a rollout."""
+    batch_size: int = 64
+    """steps in a minibatch; must divide n_steps times the number of environments."""
+    n_epochs: int = 10
+    """times that a rollout is learnt from."""
+    gamma: float = 0.99
+    """discount factor."""
+    gae_lambda: float = 0.95
+    """lambda in (11)."""
+    clip_range: float = 0.2
+    """eps in (7)."""
+    clip_range_vf: float | None = None
+    """eps_v; None does not clip."""
+    ent_coef: float = 0.0
+    """c_H in (9)."""
+    vf_coef: float = 0.5
+    """c_v in (9)."""
+    max_grad_norm: float | None = 0.5
+    """largest norm of the gradient of (9) over both networks; None does not clip."""
+    target_kl: float | None = None
+    """approx_kl above which the rest of a rollout's minibatches is left out; None leaves out none."""
+    normalise_advantage: bool = True
+    """whether A has mean 0 and standard deviation 1 in each minibatch."""
+    normalise_obs: bool = True
+    """whether observations have mean 0 and standard deviation 1 over all that were seen, cut at 10."""
+    normalise_reward: bool = True
+    """whether rewards are divided by the standard deviation of the discounted return, and cut at 10."""
+    log_std_init: float = 0.0
+    """log standard deviation of continuous actions at the start."""
+    hidden: tuple[int, ...] = (64, 64)
+    """widths of the hidden layers of actor and critic."""
+    activation: str = "tanh"
+    """of the hidden layers."""
+    memory: int = 0
+    """width of a GRU before the hidden layers of actor and critic, 0 for none."""
+    sequence: int = 16
+    """successive steps that a recurrent network is differentiated through; must divide n_steps and batch_size."""
+
+
+class Rows(eqx.Module):
+    """A rollout as sequences of `l` successive steps (1 without memory), with what was worked out before the epochs."""
+
+    x: Float[Array, "b l i"]
+    mask: Any
+    action: Array
+    last: Array
+    log_prob: Float[Array, "b l"]
+    value: Float[Array, "b l"]
+    advantage: Float[Array, "b l"]
+    actor_memory: Any
+    """before the first step of each sequence."""
+    critic_memory: Any
+
+
+class PPO(AbstractAgent):
+    """See the module's docstring."""
+
+    actor: Actor
+    critic: Remembering
+    inputs: Normaliser | None
+    rewards: RunningStd | None
+    """of discounted returns."""
+    opt: optax.OptState
+    step: Int[Array, ""]
+    config: Config = eqx.field(static=True)
+
+    @classmethod
+    def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "PPO":
+        """A fresh agent. Raises `UsageError` for sizes that do not fit each other."""
+        require_counts(config, "n_steps", "batch_size", "n_epochs", "sequence")
+        if config.memory and (config.n_steps % config.sequence or config.batch_size % config.sequence):
+            raise UsageError(f"sequence {config.sequence} must divide n_steps {config.n_steps} and batch_size")
+        k_actor, k_critic = jr.split(key)
+        size, head = feature_size(spec), default_head(spec, config.log_std_init)
+        shape: dict[str, Any] = dict(memory=config.memory, activation=config.activation)
+        actor = Actor(Remembering.create(size, config.hidden, head.size, k_actor, out_scale=0.01, **shape), head)
+        critic = Remembering.create(size, config.hidden, 1, k_critic, **shape)
+        nets: Any = (actor, critic)
+        return cls(
+            actor=actor,
+            critic=critic,
+            inputs=Normaliser.create(size) if config.normalise_obs else None,
+            rewards=RunningStd.create(1) if config.normalise_reward else None,
+            opt=_optimiser(config, jnp.float32(0.0)).init(nets),
+            step=jnp.int32(0),
+            config=config,
+        )
+
+    @property
+    def policy(self) -> AbstractPolicy:
+        return Mode(self.actor, self.inputs)
+
+    @property
+    def explorer(self) -> AbstractPolicy:
+        return Sample(self.actor, self.inputs, self.critic if self.config.memory else None)
+
+    def update(self, batch: Rollout, key: PRNGKeyArray) -> tuple["PPO", Metrics]:
+        config, steps = self.config, batch.reward.size
+        rewards, reward, scale = self._scaled(batch)
+        rows, explained = self._rows(batch, reward)
+        left = 1.0 - self.step * steps / config.anneal_steps if config.anneal_steps else 1.0
+        tx = _optimiser(config, jnp.float32(config.learning_rate) * jnp.maximum(jnp.float32(left), 0.0))
+        count, length = rows.advantage.shape
+        size = min(config.batch_size // length, count)
+
+        def epoch(carry: Any, key: PRNGKeyArray) -> tuple[Any, Metrics]:
+            order = jr.permutation(key, count)[: count // size * size]
+            return jax.lax.scan(minibatch, carry, order.reshape(-1, size))
+
+        def minibatch(carry: Any, order: Array) -> tuple[Any, Metrics]:
+            nets, opt, stop = carry
+            some = jax.tree.map(lambda x: x[order], rows)
+            stepped, stepped_opt, metrics = descend(tx, nets, opt, lambda nets: self._loss(nets, some), "joint")
+            metrics = {name.removeprefix("joint_"): value for name, value in metrics.items()}
+            if config.target_kl is None:
+                return (stepped, stepped_opt, stop), metrics
+            stop = stop | (metrics["approx_kl"] > config.target_kl)
+            keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(stop, o, n), new, old)
+            metrics = {name: jnp.where(stop, jnp.nan, value) for name, value in metrics.items()}
+            return (keep(stepped, nets), keep(stepped_opt, opt), stop), metrics
+
+        start: Any = ((self.actor, self.critic), self.opt, jnp.asarray(False))
+        ((actor, critic), opt, _), metrics = jax.lax.scan(epoch, start, jr.split(key, config.n_epochs))
+        skipped = jnp.isnan(metrics["loss"]).mean(dtype=jnp.float32)
+        new = replace(
+            self,
+            actor=actor,
+            critic=critic,
+            inputs=None if self.inputs is None else self.inputs.seen(_flat(normalised(batch.obs, None))),
+            rewards=rewards,
+            opt=opt,
+            step=self.step + 1,
+        )
+        others = {"explained_variance": explained, "reward_scale": scale, "skipped": skipped}
+        return new, {name: jnp.nanmean(value) for name, value in metrics.items()} | others
+
+    def _scaled(self, batch: Rollout) -> tuple[RunningStd | None, Float[Array, "t n"], Float[Array, ""]]:
+        """What was seen of returns, the rewards to learn from, and what they were divided by."""
+        if self.rewards is None:
+            return None, batch.reward, jnp.ones(())
+        seen = self.rewards.seen(batch.discounted.reshape(-1, 1))
+        scale = jnp.sqrt(seen.squares[0] + 1e-8)
+        return seen, jnp.clip(batch.reward / scale, -10.0, 10.0), scale
+
+    def _rows(self, batch: Rollout, reward: Float[Array, "t n"]) -> tuple[Rows, Float[Array, ""]]:  # (11)
+        """The rollout with its advantages, and how much of the returns' variance the critic explains."""
+        config, (actor_memory, critic_memory) = self.config, batch.memory
+        x, mask = normalised(batch.obs, self.inputs), allowed(batch.obs)
+        value, after = self.critic.step(x, critic_memory)
+        next_value, _ = self.critic.step(normalised(batch.next_obs, self.inputs), after)
+        value, next_value = value[..., 0], next_value[..., 0]
+        sizes = (config.gamma, config.gae_lambda)
+        advantage = gae(reward, batch.discount, batch.last, value, next_value, *sizes)
+        log_prob = self.actor.step(x, mask, actor_memory)[0].log_prob(batch.action)
+        length = config.sequence if config.memory else 1
+
+        def cut(leaf: Array) -> Array:
+            t, n = leaf.shape[:2]
+            rows = jnp.swapaxes(leaf.reshape(t // length, length, n, *leaf.shape[2:]), 1, 2)
+            return rows.reshape(t // length * n, length, *leaf.shape[2:])
+
+        each = (x, mask, batch.action, batch.last, log_prob, value, advantage)
+        first = jax.tree.map(lambda leaf: cut(leaf)[:, 0], (actor_memory, critic_memory))
+        explained = 1.0 - advantage.var() / ((advantage + value).var() + 1e-8)
+        return Rows(*jax.tree.map(cut, each), *first), explained
+
+    def _loss(self, nets: tuple[Actor, Remembering], rows: Rows):  # (9)
+        actor_loss, m_pi = self._actor_loss(nets[0], rows)
+        critic_loss = self._critic_loss(nets[1], rows)
+        loss = actor_loss + self.config.vf_coef * critic_loss - self.config.ent_coef * m_pi["entropy"]
+        return loss, m_pi | {"actor_loss": actor_loss, "critic_loss": critic_loss}
+
+    def _actor_loss(self, actor: Actor, rows: Rows):  # (7)
+        found = actor.unroll(rows.x, rows.mask, rows.actor_memory, rows.last)
+        log_ratio = found.log_prob(rows.action) - rows.log_prob
+        ratio, eps, advantage = jnp.exp(log_ratio), self.config.clip_range, rows.advantage
+        if self.config.normalise_advantage and advantage.size > 1:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        clipped = jnp.clip(ratio, 1.0 - eps, 1.0 + eps)
+        return -jnp.minimum(ratio * advantage, clipped * advantage).mean(), {
+            "approx_kl": (ratio - 1.0 - log_ratio).mean(),
+            "clip_fraction": (jnp.abs(ratio - 1.0) > eps).mean(dtype=jnp.float32),
+            "entropy": found.entropy().mean(),
+        }
+
+    def _critic_loss(self, critic: Remembering, rows: Rows) -> Float[Array, ""]:
+        value = critic.unroll(rows.x, rows.critic_memory, rows.last)[..., 0]
+        target, eps = rows.advantage + rows.value, self.config.clip_range_vf
+        error = jnp.square(value - target)
+        if eps is not None:
+            near = rows.value + jnp.clip(value - rows.value, -eps, eps)
+            error = jnp.maximum(error, jnp.square(near - target))
+        return 0.5 * error.mean()
+
+
+def _optimiser(config: Config, rate: Float[Array, ""]) -> optax.GradientTransformation:
+    adam = optax.adam(rate, eps=1e-5)
+    return adam if config.max_grad_norm is None else optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+
+
+def _flat(x: Float[Array, "t n i"]) -> Float[Array, "b i"]:
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,95 @@
+"""Policies of on-policy agents: a network that may remember, and a head that makes a distribution of its outputs."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from trimtab.core import AbstractActor
+from trimtab.nets.masks import allowed, features
+from trimtab.nets.recurrent import Remembering
+from trimtab.nets.running import Normaliser
+from trimtab.policies.distributions import AbstractDistribution
+from trimtab.policies.heads import AbstractHead
+
+
+class Actor(eqx.Module):
+    """From normalised features to a distribution over actions."""
+
+    net: Remembering
+    head: AbstractHead
+
+    def step(
+        self, x: Float[Array, "*b i"], mask: Bool[Array, "*b a"] | None, memory: Any
+    ) -> tuple[AbstractDistribution, Any]:
+        """The distribution for one input, and the memory after it."""
+        out, memory = self.net.step(x, memory)
+        return self.head(out, mask), memory
+
+    def unroll(
+        self, x: Float[Array, "b l i"], mask: Bool[Array, "b l a"] | None, memory: Any, last: Bool[Array, "b l"]
+    ) -> AbstractDistribution:
+        """The distributions for sequences: see `Remembering.unroll`."""
+        return self.head(self.net.unroll(x, memory, last), mask)
+
+
+class Mode(AbstractActor):
+    """The mode of an actor's distribution: what is evaluated."""
+
+    actor: Actor
+    inputs: Normaliser | None
+
+    def memory(self, lead: tuple[int, ...]) -> Any:
+        """The network's."""
+        return self.actor.net.memory(lead)
+
+    def draw(self, obs: PyTree[Float[Array, "..."]], memory: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        """The mode; nothing is drawn."""
+        found, memory = self.actor.step(normalised(obs, self.inputs), allowed(obs), memory)
+        return found.mode(), memory
+
+    def applied(self, drawn: Array) -> Array:
+        """What the head makes of it."""
+        return self.actor.head.applied(drawn)
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        return self.applied(self.draw(obs, self.memory(lead(obs)), key)[0])
+
+
+class Sample(AbstractActor):
+    """A draw from an actor's distribution: what collects data. It keeps the memory of a critic, too, where that has
+    one."""
+
+    actor: Actor
+    inputs: Normaliser | None
+    critic: Remembering | None
+
+    def memory(self, lead: tuple[int, ...]) -> Any:
+        """The actor's and the critic's."""
+        return self.actor.net.memory(lead), () if self.critic is None else self.critic.memory(lead)
+
+    def draw(self, obs: PyTree[Float[Array, "..."]], memory: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        """A sample of the distribution."""
+        x = normalised(obs, self.inputs)
+        found, after = self.actor.step(x, allowed(obs), memory[0])
+        critic_after = memory[1] if self.critic is None else self.critic.step(x, memory[1])[1]
+        return found.sample(key), (after, critic_after)
+
+    def applied(self, drawn: Array) -> Array:
+        """What the head makes of it."""
+        return self.actor.head.applied(drawn)
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        return self.applied(self.draw(obs, self.memory(lead(obs)), key)[0])
+
+
+def normalised(obs: PyTree[Float[Array, "..."]], inputs: Normaliser | None) -> Float[Array, "..."]:
+    """The features of an observation, normalised if there is a `Normaliser` for them."""
+    x = features(obs)
+    return x if inputs is None else inputs(x)
+
+
+def lead(obs: PyTree[Float[Array, "..."]]) -> tuple[int, ...]:
+    """The leading axes of an observation whose leaves are vectors."""
+    return jax.tree.leaves(obs)[0].shape[:-1]
