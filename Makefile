@@ -4,7 +4,7 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow bench lint types docs clean
+.PHONY: demo test test-thorough test-slow bench lint types docs clean
 
 # The demo needs only the library; the tests need the rest as well. Each stamp is older than what it was made from.
 .venv/.demo: pyproject.toml constraints.txt
@@ -28,8 +28,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 demo: .venv/.demo
 	@$(BIN)/python -m trimtab.cli.demo
 
+# Nearly all of the suite's time is compiling. Here programs run once, so XLA is told to compile fast, not well: half the
+# time. `make test-slow`, where agents learn, and the benchmarks run what users run.
+test test-thorough: export XLA_FLAGS += --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 test: .venv/.dev
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# The rest of what must hold before a change lands: all agents where the default suite takes one of each kind.
+test-thorough: .venv/.dev
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m thorough
 
 test-slow: .venv/.dev
 	@$(BIN)/python -m pytest -q -m slow

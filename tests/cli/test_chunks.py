@@ -14,6 +14,8 @@ from tests.cli.test_resume import Crash, crash_at  # noqa: F401  a fixture
 from trimtab import api
 from trimtab.training import checkpoint
 
+pytestmark = pytest.mark.thorough
+
 COMMON = "train chunky --import chunky my_package --log csv --eval-episodes 2 --log-freq 100 --checkpoint-freq 70"
 
 CASES = {

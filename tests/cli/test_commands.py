@@ -220,6 +220,7 @@ def agent_of(run: Path):
     return jax.tree.leaves(trimtab.load(run).agent)
 
 
+@pytest.mark.thorough
 def test_seeds_together_equal_solo_runs(cli, tmp_path):
     args = f"train sac --env probe/Both --steps 600 --log-freq 100 --eval-freq 200 {ONLINE} --out {tmp_path}".split()
     found = cli(*args, "--seeds", "0", "1", "2", "--name", "joint")
@@ -248,6 +249,7 @@ def test_seeds_on_the_host_run_one_after_the_other(cli, tmp_path):
     assert (agent_of(runs[0])[0] != agent_of(runs[1])[0]).any()
 
 
+@pytest.mark.thorough
 def test_same_command_same_bits(cli, tmp_path):
     args = f"train td3 --env InvertedPendulum-v5 --steps 120 --eval-freq 60 --log-freq 40 {ONLINE} --out {tmp_path}"
     for name in ("one", "two"):

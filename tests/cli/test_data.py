@@ -41,6 +41,7 @@ def test_make_writes_data_and_how_it_was_made(cli, tmp_path):
     assert contents(tmp_path / "new") == before
 
 
+@pytest.mark.thorough
 def test_trained_policies_are_recorded(cli, tmp_path, monkeypatch):
     # The learner is trained once; what it is told apart by are the steps of its evaluations.
     monkeypatch.chdir(tmp_path)
@@ -120,7 +121,7 @@ def test_list(cli, folder, monkeypatch):
         ("data make", 2, "required"),
         ("data make two-rout", 2, "no data set 'two-rout' can be made: did you mean 'two-route'?"),
         ("data make cube-singel-play-v0", 2, "did you mean 'cube-single-play-v0'?"),
-        ("data make antmaze-large-navigate-v0", 2, "no data set 'antmaze-large-navigate-v0' can be made"),
+        ("data make humanoidmaze-large-navigate-v0", 2, "no data set 'humanoidmaze-large-navigate-v0' can be made"),
         ("data make two-route --episodes 0", 2, "episodes must be at least 1, got 0"),
         ("data make two-route --rows 5", 2, "two-route has no --rows: its size is set by --episodes"),
         ("data make mujoco/hopper/medum-v0", 2, "did you mean 'mujoco/hopper/medium-v0'?"),
@@ -193,6 +194,7 @@ def test_without_ogbench_it_names_the_extra(cli, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("agent", ["iql", "chunky"])
+@pytest.mark.thorough
 def test_offline_to_online_in_two_route(cli, folder, tmp_path, monkeypatch, agent):
     monkeypatch.chdir(folder)
     extra = "--import chunky --agent.chunk 5" if agent == "chunky" else ""
@@ -207,6 +209,7 @@ def test_offline_to_online_in_two_route(cli, folder, tmp_path, monkeypatch, agen
     assert cli("eval", run, "--episodes", 4).status == 0
 
 
+@pytest.mark.thorough
 def test_ogbench_from_data_to_evaluation(cli, tmp_path, monkeypatch):
     pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
     monkeypatch.chdir(tmp_path)

@@ -52,6 +52,7 @@ def assert_nothing_broken(run: Path) -> None:
                 assert np.isfinite(np.load(stream)).all(), file
 
 
+@pytest.mark.thorough
 def test_one_of_several_seeds_ends_and_the_others_go_on(cli, poison, tmp_path):
     assert cli(*arguments(tmp_path, "whole")).status == 0
     poison(1, 300)
@@ -85,6 +86,7 @@ def test_one_of_several_seeds_ends_and_the_others_go_on(cli, poison, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.thorough
 def test_the_others_of_a_killed_group_end_with_the_same_bits(cli, poison, tmp_path, monkeypatch):
     assert cli(*arguments(tmp_path, "whole")).status == 0
     poison(0, 300)
@@ -124,6 +126,7 @@ def test_the_others_can_be_prolonged(cli, poison, tmp_path, monkeypatch):
     assert not (folder(tmp_path, "x_s1") / "DONE").exists()
 
 
+@pytest.mark.thorough
 def test_when_every_seed_diverges_the_command_ends_at_once(cli, tmp_path):
     found = cli(*arguments(tmp_path, "x", more=BLOWS_UP))
     assert found.status == 1
@@ -145,6 +148,7 @@ def test_when_every_seed_diverges_the_command_ends_at_once(cli, tmp_path):
         ("InvertedPendulum-v5", "--checkpoint-freq 0 --log-freq 100000 --eval-freq 0"),
     ],
 )
+@pytest.mark.thorough
 def test_a_run_alone_leaves_no_broken_agent(cli, tmp_path, monkeypatch, env, more):
     monkeypatch.chdir(tmp_path)  # MuJoCo writes a log of what it could not compute
     args = f"train sac --env {env} {ONLINE} --steps 250 --log-freq 100 --eval-freq 50 --checkpoint-freq 40 {BLOWS_UP}"

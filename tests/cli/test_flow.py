@@ -28,6 +28,7 @@ def run(tmp_path_factory) -> Path:
     return out / "Humanoid-v5/sac-flow/flow"
 
 
+@pytest.mark.thorough
 def test_a_probe_is_logged_at_each_evaluation(run):
     with (run / "metrics.csv").open() as file:
         found = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
@@ -42,6 +43,7 @@ def test_more_steps_than_trained_with(cli, run):
     assert json.loads((run / "evaluation.json").read_text())["flow_steps"] == 8
 
 
+@pytest.mark.thorough
 def test_diagnose_says_whether_the_gradient_is_steady(cli, run):
     said = cli("diagnose", str(run), "--batches", "2")
     assert said.status == 0, said.err
@@ -54,6 +56,7 @@ def test_diagnose_says_whether_the_gradient_is_steady(cli, run):
 
 
 @pytest.mark.parametrize("options", ["", "--noise input", "--format stablehlo --noise input"])
+@pytest.mark.thorough
 def test_export(cli, run, options, tmp_path):
     said = cli("export", str(run), *options.split(), "--out", str(tmp_path / "policy"))
     assert said.status == 0, said.err
@@ -86,6 +89,7 @@ def test_every_paper_is_listed(cli):
     assert said.status == 0 and all(name in said.out for name in PAPERS)
 
 
+@pytest.mark.thorough
 def test_a_recipe_trains_what_is_missing_and_reads_what_is_there(tmp_path):
     options = dict(steps=120, eval_freq=60, eval_episodes=2, log=("csv",))
     from trimtab.agents.sac import Config
@@ -103,6 +107,7 @@ def test_a_recipe_trains_what_is_missing_and_reads_what_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+@pytest.mark.thorough
 def test_the_runs_of_sac_flow_are_commands_that_parse(scale, tmp_path):
     """Every job's flags are read back as the configuration that was meant, and no two jobs share a folder."""
     jobs = from_scratch(scale) + offline_to_online(scale, tmp_path)

@@ -26,6 +26,7 @@ def train(args: str, out) -> int:
     return main(["train", *args.split(), *SMALL.split(), "--out", str(out), "--name", "run"])
 
 
+@pytest.mark.thorough
 def test_seeds_of_an_own_world_train_together_and_report_success(tmp_path, capsys):
     env = "trimtab/ContinuousSeek5-v0"
     args = f"ddpg --env {env} --her episode --num-envs 2 --steps 120 --log-freq 60 --eval-freq 120 --seeds 0 1"
@@ -36,6 +37,7 @@ def test_seeds_of_an_own_world_train_together_and_report_success(tmp_path, capsy
         assert 0.0 <= found["rollout/success_rate"][-1] <= 1.0 and 0.0 <= found["eval/success_rate"][-1] <= 1.0
 
 
+@pytest.mark.thorough
 def test_the_same_world_on_the_host_is_resumed(tmp_path):
     env = "trimtab.envs.hosted:trimtab/ContinuousSeek5-v0"
     assert train(f"sac --env {env} --her future --steps 60 --eval-freq 0 --checkpoint-freq 40", tmp_path) == 0

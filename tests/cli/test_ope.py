@@ -12,6 +12,8 @@ from trimtab.cli.main import main
 from trimtab.core import UsageError
 from trimtab.envs import two_route
 
+pytestmark = pytest.mark.thorough
+
 FAST = "--ope-steps 100 --ope-hidden 8 8 --ope-behaviour-steps 50 --ope-members 2 --episodes 4"
 
 

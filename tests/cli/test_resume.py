@@ -93,6 +93,7 @@ def test_killed_run_ends_with_the_same_bits(cli, whole, tmp_path, dataset, case)
     assert_same_run(run, whole(case))
 
 
+@pytest.mark.thorough
 def test_killed_seeds_end_with_the_same_bits(cli, tmp_path):
     args = f"train sac --env probe/Both {ONLINE} --seeds 3 5 --steps 3000 --log-freq 100 --eval-freq 500".split()
     args += ["--checkpoint-freq", "70", "--out", str(tmp_path)]
@@ -222,6 +223,7 @@ def test_interrupted_while_it_resumes(cli, whole, tmp_path, monkeypatch):
     assert_same_run(run, whole("world"))
 
 
+@pytest.mark.thorough
 def test_interrupted_at_its_last_step_it_ends_but_begins_no_other_seed(cli, tmp_path, monkeypatch):
     args = f"train sac --env Pendulum-v1 {ONLINE} --seeds 3 5 --steps 100 --eval-freq 0 --out {tmp_path} --name x"
     finish = _Loop.finish
@@ -285,6 +287,7 @@ def crash_at(monkeypatch) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("sampling", ["merged", "symmetric"])
+@pytest.mark.thorough
 def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset, sampling):
     args = f"train sac --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 300 --online-steps 200 {ONLINE}"
     args = f"{args} --sampling {sampling} --out {tmp_path}"
@@ -333,6 +336,7 @@ def test_data_beside_an_agent_that_has_learnt_nothing_yet(cli, crash_at, tmp_pat
         assert_same_run(folder / f"crashed_{step}", folder / "whole")
 
 
+@pytest.mark.thorough
 def test_an_agent_that_scores_its_data_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset):
     args = f"train fac --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 200 --online-steps 60 {ONLINE}"
     args = f"{args} --agent.proxy-steps 100 --log-freq 50 --eval-freq 150 --checkpoint-freq 70 --out {tmp_path}".split()

@@ -55,6 +55,7 @@ def offline(cli, dataset: Path, out: Path, *words: str, steps: int = 60):
     return cli(*args.split(), *" ".join(words).split())
 
 
+@pytest.mark.thorough
 def test_each_look_is_logged_without_an_environment(cli, dataset, tmp_path):
     assert offline(cli, dataset, tmp_path, "--name x").status == 0
     looks = logged(tmp_path / "random/td3/x")
@@ -72,6 +73,7 @@ def test_a_prolonged_run_looks_as_if_nothing_had_stopped_it(cli, dataset, tmp_pa
     assert metrics_of(parts) == metrics_of(whole) and list(logged(parts)) == [20, 40, 60, 80]
 
 
+@pytest.mark.thorough
 def test_an_alarm_is_said_once_or_ends_the_run(cli, walk, tmp_path):
     command = f"train ddpg --dataset {walk} {DIVERGES} --out {tmp_path}"
     warned = cli(*command.split(), "--name", "warn")
@@ -97,6 +99,7 @@ def test_an_alarm_is_said_once_or_ends_the_run(cli, walk, tmp_path):
     assert other[max(other)]["diverging"] or max(other) == 300
 
 
+@pytest.mark.thorough
 def test_diagnosis_and_report_of_a_diverging_run(cli, walk, tmp_path):
     """The verdict of the reading table, from the newest checkpoint, the one before, and what was logged."""
     command = f"train ddpg --dataset {walk} {DIVERGES} --checkpoint-freq 60 --out {tmp_path} --name x"
@@ -132,6 +135,7 @@ def test_bad_input(cli, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+@pytest.mark.thorough
 def test_the_runs_of_the_recipe_are_commands_that_parse(scale, tmp_path):
     data = tmp_path / "data"
     jobs = control(scale, data) + subsets(scale, data) + antmaze(scale, data)
@@ -152,6 +156,7 @@ def _fraction(job: Job) -> float:
     return float(job.flags[job.flags.index("--dataset-fraction") + 1]) if "--dataset-fraction" in job.flags else 1.0
 
 
+@pytest.mark.thorough
 def test_jobs_that_train_together_are_one_command(tmp_path):
     options = dict(steps=120, eval_freq=60, eval_episodes=2, log=("csv",), probes="seem", probe_freq=60)
     small = sac.Config(hidden=(8,), batch_size=8, buffer_size=200, learning_starts=20)

@@ -21,6 +21,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from tests.representative import every_agent
 from trimtab.agents import AGENTS, batch_class, config_class
 from trimtab.batches import Chunk, Rollout, Sarsa
 from trimtab.core import Spec, UsageError
@@ -135,7 +136,7 @@ def with_goals(spec: Spec, size: int) -> Spec:
     return dataclasses.replace(spec, obs={k: jax.ShapeDtypeStruct((n,), jnp.float32) for k, n in sizes.items()})
 
 
-@pytest.fixture(scope="module", params=sorted(AGENTS))
+@pytest.fixture(scope="module", params=every_agent())
 def rig(request, spec, make_batch) -> Iterator[Rig]:
     name = request.param
     spec = with_goals(spec, GOALS[name]) if name in GOALS else spec

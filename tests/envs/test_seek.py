@@ -119,6 +119,7 @@ def test_drive_goals_are_distinct_cells_evenly_drawn():
     np.testing.assert_allclose(shares, np.full(25, 1 / 25), atol=0.005)
 
 
+@pytest.mark.thorough
 def test_noisy_goals_lie_in_clusters():
     sets = goals_of(NoisySeek.create(), 2000)
     check_rows(sets)
@@ -157,6 +158,7 @@ class Nearest(AbstractPolicy):
         return jnp.take_along_axis(way, distance.argmin(-1)[..., None, None], axis=-2)[..., 0, :]
 
 
+@pytest.mark.thorough
 def test_a_greedy_walk_in_noisy_seek_earns_about_twelve():
     # The paper's heads for the nearest centre, which only the world knows, and earns some 12.
     returns = [e["return"] for e in WorldEvaluator(NoisySeek.create(), 1)(Nearest(), 1000)]
@@ -175,6 +177,7 @@ def test_the_reward_is_one_of_the_items(name):
 
 
 @pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.thorough
 def test_steps_pay_the_reward_of_their_goals_and_fit_the_spec(name):
     world, n = WORLDS[name], 8
     env = AutoReset.create(world)

@@ -77,6 +77,7 @@ def test_scripted_data():
     assert not np.array_equal(data["actions"][:100], demonstrations(VARIANTS["two-route"], 1)["actions"][:100])
 
 
+@pytest.mark.thorough
 def test_variants():
     one, slow, sparse = (demonstrations(VARIANTS[f"two-route-{name}"], 0) for name in ("one-sided", "slow", "sparse"))
     middle = np.abs(one["observations"][:, 1]) < 0.2

@@ -106,6 +106,7 @@ def test_without_noise_it_is_plain_flow_matching_to_the_bit(noise, spec, batch):
         np.testing.assert_array_equal(noised, plain)
 
 
+@pytest.mark.thorough
 def test_without_noise_it_learns_as_fql_does(spec, batch):
     ours, theirs = agent(spec, noise="none", phase="offline"), FQL.create(jr.key(0), spec, fql.Config(**SMALL))
     for i in range(3):
@@ -127,6 +128,7 @@ def mean_value(policy: Guided, obs) -> float:
     return float(policy.critic(obs, policy(obs, jr.key(5))).mean())
 
 
+@pytest.mark.thorough
 def test_a_larger_xi_takes_better_actions_and_more_candidates_help(spec):
     obs = jr.normal(jr.key(6), (4000, 3))
     values = [mean_value(guided(spec, xi), obs) for xi in (0.0, 1.0, 10.0, 1000.0)]

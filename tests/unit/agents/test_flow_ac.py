@@ -91,6 +91,7 @@ def test_the_penalty_gates_by_the_rows_own_threshold_or_the_least(spec, batch):
     np.testing.assert_allclose(w, 1 - np.exp(np.minimum(density - own.min(), 0.0)), atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_tables_optimum_is_the_operators():
     """min sum_a b(a) (Q - y)^2 + alpha sum_a pi(a) w(a) Q(a) has Q = y - alpha/2 w pi/b.
 

@@ -180,6 +180,7 @@ def test_the_mask_leaves_reached_goals_out(goal_spec, rows):
     assert all_equal(never[0].critic, everywhere[0].critic)
 
 
+@pytest.mark.thorough
 def test_the_scale_is_the_goals_standard_deviation(goal_spec, rows):
     agent = two(goal_spec, dataclasses.replace(CONFIG, goal_scale="std", unreached_reward=None))
     plain = two(goal_spec, dataclasses.replace(CONFIG, unreached_reward=None))

@@ -59,6 +59,7 @@ def test_the_actor_is_judged_by_running_statistics_and_renews_its_own(spec, batc
     assert renewed.velocity.norm.calls == 4.0  # one update of the statistics a step of the rollout
 
 
+@pytest.mark.thorough
 def test_alpha_falls_while_the_path_has_more_entropy_than_wanted(spec, batch):
     for target, falls in ((-100.0, True), (100.0, False)):
         flow = agent(spec, target_entropy=target)
@@ -154,6 +155,7 @@ def test_steps_after_an_end_teach_the_flow_nothing(spec, windows):
     assert a != flow._actor_loss(flow.actor, windows, other.reshape(3, 4), jr.key(3))[0]
 
 
+@pytest.mark.thorough
 def test_offline_takes_two_steps_of_each_and_online_one(spec, windows):
     counts = {}
     for phase in ("offline", "online"):
@@ -172,6 +174,7 @@ def test_without_rl_the_flow_imitates_and_the_critic_rests(spec, windows):
     assert int(after.opt["actor"][0].count) == 1
 
 
+@pytest.mark.thorough
 def test_the_flow_learns_the_actions_whose_tanh_it_is(spec):
     """A flow cloned on one action for all states ends at that action."""
     flow = chunked(spec, rl=False, learning_rate=3e-3)

@@ -68,15 +68,23 @@ def test_a_cube_is_lost_behind_the_drawer_and_in_front_of_it():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with two small data sets: mazes, and one with buttons."""
+def mazes(tmp_path_factory):
+    """A folder with three episodes in a maze."""
     pytest.importorskip("ogbench", reason="needs the extra `ogbench`")
-    out = tmp_path_factory.mktemp("data")
-    for name, episodes in (("pointmaze-medium-navigate-v0", 3), ("cube-single-play-v0", 1), ("scene-play-v0", 1)):
-        collect.make(name, size=collect.Size(episodes), seed=1, out=out, command="test", tick=lambda *_: None)
+    out, size = tmp_path_factory.mktemp("data"), collect.Size(3)
+    collect.make("pointmaze-medium-navigate-v0", size=size, seed=1, out=out, command="test", tick=lambda *_: None)
     return out
 
 
+@pytest.fixture(scope="module")
+def made(mazes):
+    """The same folder with two small data sets more: cubes, and one with buttons."""
+    for name in ("cube-single-play-v0", "scene-play-v0"):
+        collect.make(name, size=collect.Size(1), seed=1, out=mazes, command="test", tick=lambda *_: None)
+    return mazes
+
+
+@pytest.mark.thorough
 def test_format(made):
     with np.load(made / "scene-play-v0.npz") as file:
         arrays = dict(file)
@@ -94,6 +102,7 @@ def test_format(made):
 
 
 @pytest.mark.parametrize("name", ["pointmaze-medium-navigate-v0", "scene-play-v0"])
+@pytest.mark.thorough
 def test_ogbench_reads_it_as_we_do(made, name):
     task = ogbench.task_name(name, 1)
     with ogbench.quiet():
@@ -114,6 +123,7 @@ def test_ogbench_reads_it_as_we_do(made, name):
 
 
 @pytest.mark.parametrize("kind", ["npz", "npy", "hdf5"])
+@pytest.mark.thorough
 def test_other_formats_hold_the_same_transitions(made, tmp_path, kind):
     path, task = made / "scene-play-v0.npz", "scene-singletask-task1-v0"
     before, _ = read_recorded(path, task)
@@ -123,9 +133,9 @@ def test_other_formats_hold_the_same_transitions(made, tmp_path, kind):
         np.testing.assert_array_equal(a, b)
 
 
-def test_maze_rewards_equal_those_of_the_environment(made):
+def test_maze_rewards_equal_those_of_the_environment(mazes):
     """200 rows: the environment is put into the state before the action, and asked."""
-    task, path = "pointmaze-medium-singletask-task3-v0", made / "pointmaze-medium-navigate-v0.npz"
+    task, path = "pointmaze-medium-singletask-task3-v0", mazes / "pointmaze-medium-navigate-v0.npz"
     recorded, _ = read_recorded(path, task)
     data = recorded.transition
     env = ogbench.make(task)
@@ -147,6 +157,7 @@ def test_maze_rewards_equal_those_of_the_environment(made):
 
 
 @pytest.mark.parametrize(("name", "task"), [("cube-single-play-v0", 1), ("scene-play-v0", 2)])
+@pytest.mark.thorough
 def test_manipulation_rewards_equal_those_of_the_environment(made, name, task):
     task_id, path = ogbench.task_name(name, task), made / f"{name}.npz"
     recorded, _ = read_recorded(path, task_id)
@@ -169,7 +180,7 @@ def test_manipulation_rewards_equal_those_of_the_environment(made, name, task):
     env.close()
 
 
-def test_a_longer_data_set_begins_with_a_shorter_one(made, tmp_path):
+def test_a_longer_data_set_begins_with_a_shorter_one(mazes, tmp_path):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     for episodes, seed in ((2, 1), (1, 2)):
         out = tmp_path / str(seed)
@@ -179,14 +190,14 @@ def test_a_longer_data_set_begins_with_a_shorter_one(made, tmp_path):
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002  left as it was
     whole, short, other = (
         np.load(folder / "pointmaze-medium-navigate-v0.npz")["actions"]
-        for folder in (made, tmp_path / "1", tmp_path / "2")
+        for folder in (mazes, tmp_path / "1", tmp_path / "2")
     )
     np.testing.assert_array_equal(short, whole[: len(short)])
     assert (other[:100] != whole[:100]).any()
 
 
-def test_points_stay_out_of_the_walls_and_reach_goals(made):
-    with np.load(made / "pointmaze-medium-navigate-v0.npz") as file:
+def test_points_stay_out_of_the_walls_and_reach_goals(mazes):
+    with np.load(mazes / "pointmaze-medium-navigate-v0.npz") as file:
         path = file["observations"]
     env = ogbench.make_bare("pointmaze-medium-v0", {})
     cells = {env.unwrapped.xy_to_ij(xy) for xy in path}
@@ -293,6 +304,7 @@ def test_success_ends_an_episode_one_step_after_arrival():
     env.close()
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_one_line(made, tmp_path):
     cube = made / "cube-single-play-v0.npz"
     for task, text in (
@@ -310,6 +322,7 @@ def test_what_does_not_fit_is_one_line(made, tmp_path):
         read_recorded(tmp_path / "a.npz", "scene-play-singletask-v0")
 
 
+@pytest.mark.thorough
 def test_description(made):
     lines = describe(made / "pointmaze-medium-navigate-v0.npz")
     assert "rows        3,003" in lines and "episodes    3" in lines

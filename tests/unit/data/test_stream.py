@@ -123,6 +123,7 @@ def test_peak_memory_does_not_grow_with_the_set(tmp_path):
     assert peaks[1] - peaks[0] < 80, peaks  # MB
 
 
+@pytest.mark.thorough
 def test_a_run_is_the_same_from_disk_from_memory_and_resumed(folder, tmp_path):
     train = f"train iql --dataset {folder} {TINY} --agent.batch-size 64 --out {tmp_path} --log-freq 100 --eval-freq 0"
     train = f"{train} --offline-steps 700 --checkpoint-freq 300 --name"

@@ -98,6 +98,7 @@ def draw(source: ReplaySource, state, key):
     started=st.sampled_from([0, 5, 9]),
     ends=st.lists(st.integers(0, 7), max_size=10),
 )
+@pytest.mark.thorough
 def test_windows_equal_those_of_a_list(capacity, h, envs, started, ends):
     # Each stream is a list of (number, last); number 100 e + k is the k-th row of environment e, from 1.
     data = rows(range(1001, 1001 + started), [k % 4 == 3 for k in range(started)]) if started else None
@@ -141,6 +142,7 @@ def test_windows_equal_those_of_a_list(capacity, h, envs, started, ends):
         assert set(np.asarray(many.reward)[:, 0].astype(int).tolist()) == {n for n, _ in starts}
 
 
+@pytest.mark.thorough
 def test_data_set_in_the_buffer_ends_where_the_world_begins():
     source = ReplaySource.create(SPEC, 100, 500, rows(range(1, 6), [0] * 5), chunk=2)
     state = source.init(jr.key(0))

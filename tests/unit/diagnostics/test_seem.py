@@ -358,6 +358,7 @@ def test_the_crash_step_under_sgd():
     assert judged.metrics["crash_step"] == pytest.approx(10 + 1 / (power(2) * rate * judged.metrics["value"]))
 
 
+@pytest.mark.thorough
 def test_what_the_monitor_measures(spec, batch, getkey):
     agent = Agent.create(getkey(), spec, Config())
     found = jax.device_get(SeemMonitor(index=1).measure(agent, batch, getkey()))

@@ -11,6 +11,7 @@ from trimtab.papers.seem import FATES, SEEDS, SLOW, remaining_error, sgd_fit, to
 PLAIN, _, LOW, NORMED = FATES
 
 
+@pytest.mark.thorough
 def test_a_maze_without_rewards_diverges_and_layernorm_holds_it():
     """Three seeds of each; the recipe and the slow test have ten."""
     seeds = (0, 1, 2)

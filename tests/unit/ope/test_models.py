@@ -122,6 +122,7 @@ def test_the_step_size_falls_to_nothing(spec, batch):
 
 
 @pytest.mark.parametrize("squashed", [True, False])
+@pytest.mark.thorough
 def test_the_behaviour_model_finds_two_ways(squashed):
     # Actions near +0.6 or -0.6 by the toss of a coin that the state loads; a tenth of them clipped to 1.
     spec = Spec(jax.ShapeDtypeStruct((1,), jnp.float32), 1, False, (-1.0,), (1.0,))

@@ -191,6 +191,7 @@ class Table(AbstractPolicy):
 @pytest.mark.parametrize(
     "limit", [pytest.param(300, id="terminating"), pytest.param(4, id="cut", marks=pytest.mark.slow)]
 )
+@pytest.mark.thorough
 def test_networks_come_to_the_same_value(mdp, limit):
     exact_q, exact_v = mdp.values()
     rows = collect(mdp, 8_000, limit, 5)

@@ -109,6 +109,7 @@ def sample(key, m):
 
 
 @pytest.mark.parametrize("world", [Linear, Alternating])
+@pytest.mark.thorough
 def test_d_gradients_tell_what_takes_d_squared_values(world):
     with jax.enable_x64(True):
         u, v = orthogonal(jr.key(0)), orthogonal(jr.key(1))

@@ -186,6 +186,7 @@ def _terminal_std(steps, sigma, corrected):
 
 
 @pytest.mark.parametrize(("steps", "product"), [(4, 0.3192), (7, 0.3426), (10, 0.3513), (20, 0.3610)])
+@pytest.mark.thorough
 def test_the_gate_at_the_start_contracts_as_its_closed_form(steps, product):
     spec = box(2)
     velocity = GatedVelocity.create(spec, jr.key(0))
@@ -210,6 +211,7 @@ def test_a_linear_flow_has_the_gradient_of_its_matrix_power(steps):
     np.testing.assert_allclose(norms, expected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_call_gradients_add_up_to_the_gradient():
     spec = box(2)
     policy = make("decoder", spec)
@@ -222,6 +224,7 @@ def test_call_gradients_add_up_to_the_gradient():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.thorough
 def test_gradients_are_those_of_finite_differences(kind):
     with jax.enable_x64(True):
         spec, key = box(2), jr.key(0)

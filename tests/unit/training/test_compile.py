@@ -45,6 +45,7 @@ class Tiny:
 
 
 @pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.thorough
 def test_shares_of_the_seeds_equal_solo_runs(cores, monkeypatch):
     monkeypatch.setattr(compiled, "_cores", lambda: cores)
     together, solo = Tiny(4), Tiny()

@@ -455,6 +455,7 @@ OFFLINE = {
 
 
 @pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.thorough
 def test_policies_of_offline_agents_are_exported(name, spec, tmp_path):
     policy = OFFLINE[name](spec)
     fn = lambda obs, key: policy(obs, key)
