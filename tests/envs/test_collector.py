@@ -160,7 +160,7 @@ BOX = spaces.Box(-1.0, 1.0, (3,))
         (spaces.Tuple((BOX, BOX)), BOX, r"observation space Tuple is not supported"),
         (spaces.Dict(a=BOX, b=spaces.Discrete(2)), BOX, r"observation\['b'\] space Discrete is not supported"),
         (spaces.Dict(a=spaces.Dict(pixels=spaces.Box(0, 255, (8, 8), np.uint8))), BOX, r"\['a'\]\['pixels'\] is an im"),
-        (BOX, spaces.MultiDiscrete([2, 3]), r"action space MultiDiscrete is not supported: use Box or Discrete"),
+        (BOX, spaces.MultiBinary(3), r"action space MultiBinary is not supported: use Box, Discrete or MultiDiscrete"),
         (BOX, spaces.Box(-np.inf, 1.0, (2,)), r"action space has infinite bounds"),
         (BOX, spaces.Discrete(3, start=1), r"must start at 0, this one starts at 1"),
     ],

@@ -98,8 +98,11 @@ def test_bc_learns_from_data_only(dataset):
 def test_the_annotation_of_update_says_what_is_read(dataset):
     path, _ = dataset
     chunked = assemble.Setup.create(record("sac-flow-chunked", path), None)
-    assert assemble.Reading.of("sac-flow-chunked", chunked.config) == assemble.Reading(5, False, False)
-    assert assemble.Reading.of("iql", None) == assemble.Reading(None, False, False)
-    assert assemble.Reading.of("rebrac", None) == assemble.Reading(None, True, False)
-    assert assemble.Reading.of("fac", None) == assemble.Reading(None, False, True)
-    assert assemble.Reading(None, True, False).recorded and not assemble.Reading(None, False, True).recorded
+    assert assemble.Reading.of("sac-flow-chunked", chunked.config) == assemble.Reading(5, False, False, False)
+    assert assemble.Reading.of("iql", None) == assemble.Reading(None, False, False, False)
+    assert assemble.Reading.of("rebrac", None) == assemble.Reading(None, True, False, False)
+    assert assemble.Reading.of("fac", None) == assemble.Reading(None, False, True, False)
+    assert assemble.Reading.of("ppo", None) == assemble.Reading(None, False, False, True)
+    assert (
+        assemble.Reading(None, True, False, False).recorded and not assemble.Reading(None, False, True, False).recorded
+    )

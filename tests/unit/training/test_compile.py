@@ -64,6 +64,7 @@ def test_shares_of_the_seeds_equal_solo_runs(cores, monkeypatch):
     np.testing.assert_array_equal(together.state.buffer.size, np.full(4, 5))
 
 
+@pytest.mark.slow  # with the compiler's usual settings
 @pytest.mark.skipif(compiled._cores() < 2, reason="needs two cores")
 def test_eight_seeds_cost_less_than_three_times_one():
     one, other, eight, best = Tiny(), Tiny(), Tiny(SEEDS), {}
