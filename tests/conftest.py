@@ -82,7 +82,9 @@ def random_batch(spec: Spec, key: jax.Array, size: int = 16) -> Transition:
     k_obs, k_action, k_reward, k_discount, k_next = jr.split(key, 5)
     return Transition(
         obs=random_obs(spec, k_obs, (size,)),
-        action=jr.uniform(k_action, (size, spec.action_size), minval=-1.0, maxval=1.0),
+        action=jr.randint(k_action, (size,), 0, spec.action_size)
+        if spec.discrete
+        else jr.uniform(k_action, (size, spec.action_size), minval=-1.0, maxval=1.0),
         reward=jr.normal(k_reward, (size,)),
         discount=jr.bernoulli(k_discount, 0.75, (size,)).astype(jnp.float32),
         next_obs=random_obs(spec, k_next, (size,)),

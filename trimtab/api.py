@@ -9,6 +9,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from trimtab import presets
 from trimtab.agents import batch_class, config_class
 from trimtab.assemble import (
     EnvLike,
@@ -75,7 +76,7 @@ def train(
     sampling: str = "merged",
     seed: int = 0,
     seeds: Sequence[int] = (),
-    num_envs: int = 1,
+    num_envs: int | None = None,
     updates_per_step: float = 1.0,
     her: str | None = None,
     her_k: int = 4,
@@ -104,8 +105,9 @@ def train(
     each batch is data and half from a buffer of its own ("symmetric"). `dataset_fraction` below 1 keeps only that
     share of the rows; `stream` says whether a folder of `.npy` files stays on disk ("auto": if it is large for this
     machine).
-    `config` is the agent's `Config` (default: its defaults), `probes` are diagnostics logged every `probe_freq`
-    steps (0: at evaluations); with `on_diverge="stop"` the alarm of one of them ends the run as diverged.
+    `config` is the agent's `Config`; without one its defaults hold, or what `trimtab.presets` has for the environment,
+    `num_envs` included. `probes` are diagnostics logged every `probe_freq` steps (0: at evaluations); with
+    `on_diverge="stop"` the alarm of one of them ends the run as diverged.
     `keep_evaluated` keeps the agent of each evaluation in `evaluated/`. With `her`, `her_k` of `her_k + 1` steps that
     are learnt from get another goal, reached in the "future", at the end ("final") or anywhere in their "episode".
     Steps are environment steps online, updates offline. `seeds` trains one agent a seed, together by `vmap` where the
@@ -115,7 +117,11 @@ def train(
     """
     import_all(imports)
     kind = agent_class(agent)
-    config = config_class(kind)() if config is None else config
+    preset = presets.find(agent, env) if config is None else None
+    if preset is not None and not quiet:
+        print(f"preset  {preset}")
+    config = config_class(kind)(**(preset.fields if preset else {})) if config is None else config
+    num_envs = (preset.num_envs if preset else 1) if num_envs is None else num_envs
     if env is None and dataset is not None and ogbench.is_task(str(dataset)):
         env = str(dataset)
     if dataset is not None and offline_steps == 0 and online_steps <= 0:

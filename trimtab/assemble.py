@@ -18,13 +18,13 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.agents import AGENTS, batch_class, config_class
-from trimtab.batches import Chunk, Recorded, Rollout, Sarsa, Scored, Transition
+from trimtab.batches import Chunk, Recorded, Rollout, Sarsa, Scored, Transition, Weighted
 from trimtab.core import AbstractActor, AbstractAgent, AbstractEnv, AbstractMonitor, Spec, UsageError, has_goals
 from trimtab.data import stream, windows
 from trimtab.data.her import Hindsight, HostReward, WorldReward
 from trimtab.data.readers import blocks, read_recorded
 from trimtab.data.rollouts import RolloutSource, WorldRollouts
-from trimtab.data.sources import AbstractSource, OfflineSource, ReplaySource, ScoredSource, WorldSource
+from trimtab.data.sources import AbstractSource, OfflineSource, Replay, ReplaySource, ScoredSource, WorldSource
 from trimtab.diagnostics import TRAINING_PROBES
 from trimtab.envs.goals import AbstractGoalEnv
 from trimtab.envs.gym import Collector, goal_reward, time_limit
@@ -101,17 +101,24 @@ class Reading:
     """whether batches of a data set are `Scored`."""
     on_policy: bool
     """whether the batch is a `Rollout`."""
+    replay: Replay
+    """what is made of the rows of replay: its config's fields `n_step` and `prioritised`."""
 
     @classmethod
     def of(cls, agent: str, config: Any) -> "Reading":
         """What the agent of that name learns from."""
         kind = batch_class(agent_class(agent))
-        return cls(config.chunk if kind is Chunk else None, kind is Sarsa, Scored in get_args(kind), kind is Rollout)
+        n_step = config.n_step if _has(config, "n_step") else 1
+        replay = Replay()
+        if Weighted in get_args(kind):
+            replay = Replay(n_step, config.gamma if n_step > 1 else 1.0, config.prioritised)
+        chunk = config.chunk if kind is Chunk else None
+        return cls(chunk, kind is Sarsa, Scored in get_args(kind), kind is Rollout, replay)
 
     @property
     def recorded(self) -> bool:
         """Whether rows must say where their episodes ended."""
-        return self.chunk is not None or self.next_action or self.on_policy
+        return self.chunk is not None or self.next_action or self.on_policy or self.replay.n_step > 1
 
 
 def moments(obs: Any) -> tuple[Any, Any]:
@@ -198,14 +205,18 @@ class Setup:
         world = None if env is None else find(env)
         dataset = None
         config = _agent_config(record)
-        if Reading.of(record["agent"], config).on_policy:
+        drawn = Reading.of(record["agent"], config)
+        if drawn.on_policy:
             if record["dataset"] is not None:
                 raise UsageError(f"{record['agent']} learns from its own steps only: give --env, without --dataset")
             if record["updates_per_step"] != 1.0:
                 raise UsageError(f"{record['agent']} makes one update a rollout: leave --updates-per-step at 1")
             if record.get("her") is not None:
                 raise UsageError(f"{record['agent']} does not replay its steps, so no goals are relabelled: no --her")
-        elif not _has(config, "buffer_size") and (record["dataset"] is None or record["online_steps"]):
+        if record["dataset"] is not None and drawn.replay != Replay():
+            raise UsageError("n_step and prioritised are for replay of the agent's own steps: leave --dataset out")
+        acts = record["dataset"] is None or record["online_steps"]
+        if acts and not (_has(config, "buffer_size") or drawn.on_policy):
             raise UsageError(f"{record['agent']} learns from a data set only: give --dataset, without --online-steps")
         if record["dataset"] is not None:
             task, fraction = None if world is None else world.name, record.get("dataset_fraction", 1.0)
@@ -241,6 +252,8 @@ class Setup:
         strategy, k = self.record.get("her"), self.record.get("her_k", 4)
         if strategy is None:
             return None
+        if Reading.of(self.record["agent"], self.config).replay != Replay():
+            raise UsageError("--her relabels single steps, drawn uniformly: leave n_step and prioritised out")
         if self.dataset is not None or self.world is None:
             raise UsageError("--her relabels what is collected online: leave --dataset out")
         if Reading.of(self.record["agent"], self.config).recorded:
@@ -328,6 +341,7 @@ class Setup:
                 next_action=reading.next_action,
                 hindsight=hindsight,
                 symmetric=self.symmetric,
+                replay=reading.replay,
             )
         sizes = (config.buffer_size, self.rows)
         return ReplaySource.create(
@@ -339,6 +353,7 @@ class Setup:
             hindsight=hindsight,
             num_envs=num_envs,
             symmetric=self.symmetric,
+            replay=reading.replay,
         )
 
     def _rollouts(self) -> AbstractSource:

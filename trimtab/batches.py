@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 if TYPE_CHECKING:  # type checkers see a JAX array, which is what agents get
     AnyArray = Array
@@ -85,6 +85,16 @@ class Rollout(eqx.Module):
     """the rewards of the episode up to this one, each discounted by the time since then."""
     memory: PyTree[Float[AnyArray, "t n ..."]]
     """what the explorer remembered before each step; () where it remembers nothing."""
+
+
+class Weighted(eqx.Module):
+    """Transitions drawn by their priorities (prioritised replay)."""
+
+    transition: Transition
+    slot: Int[AnyArray, " b"]
+    """where they lie in the buffer."""
+    density: Float[AnyArray, " b"]
+    """the probability with which each was drawn, in units of the uniform one."""
 
 
 class Chunk(eqx.Module):

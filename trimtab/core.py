@@ -225,6 +225,14 @@ def stuck(obs: Any, spec: Spec) -> Any:
     return found
 
 
+class AbstractSurprised(AbstractAgent):
+    """An agent that says how much it has to learn from rows, so that replay can draw them accordingly (`Weighted`)."""
+
+    @abc.abstractmethod
+    def surprise(self, batch: Any) -> Float[Array, " b"]:
+        """The priorities of a batch's rows, positive; asked after the update that learnt from them."""
+
+
 def require_counts(config: Any, *names: str) -> None:
     """Raises `UsageError` if one of the config's fields of those names is below 1."""
     for name in names:
@@ -238,6 +246,16 @@ def require_continuous(spec: Spec, agent: str) -> None:
         raise UsageError(
             f"{agent} needs continuous actions, but this environment has {spec.action_size} discrete ones: "
             "choose an environment with a Box action space, such as Pendulum-v1 or Hopper-v5"
+        )
+
+
+def require_discrete(spec: Spec, agent: str) -> None:
+    """Raises `UsageError` unless an action of `spec` is one discrete choice, as `agent` needs it."""
+    if not spec.discrete or spec.factors:
+        kind = "several choices at once" if spec.factors else f"{spec.action_size} continuous dimensions"
+        raise UsageError(
+            f"{agent} needs one discrete choice, but actions have {kind}: choose an environment with a Discrete action "
+            "space, such as CartPole-v1, or ppo"
         )
 
 

@@ -9,9 +9,12 @@ import trimtab
 from tests.cli.conftest import assert_same_run
 from tests.worlds import Doors, Menu
 from trimtab import api
+from trimtab.agents import AGENTS, config_class
 from trimtab.agents.ppo import Config
-from trimtab.core import RunError
+from trimtab.cli.train import flags_for
+from trimtab.core import RunError, UsageError
 from trimtab.envs.register import register
+from trimtab.presets import ALL, find
 from trimtab.training.export import check_parity, export_onnx
 
 SMALL = "--agent.hidden 8 --agent.n-steps 16 --agent.batch-size 16 --agent.n-epochs 2 --log csv --eval-episodes 2"
@@ -33,6 +36,13 @@ def test_a_prolonged_run_is_the_whole_run(cli, tmp_path, case):
     assert_same_run(part, whole)
     assert cli("eval", part, "--episodes", 2).status == 0
     assert len(json.loads((part / "evaluation.json").read_text())["episodes"]) == 2
+
+
+def test_where_an_environment_cannot_be_restored_new_episodes_begin(cli, tmp_path):
+    args = f"train ppo --env CartPole-v1 {SMALL} --agent.memory 4 --agent.sequence 8 --eval-freq 0 --name run".split()
+    assert cli(*args, "--steps", 32, "--checkpoint-freq", 32, "--out", tmp_path).status == 0
+    found = cli("resume", tmp_path / "CartPole-v1/ppo/run", "--steps", 64)
+    assert found.status == 0 and "going on with a new episode" in found.err
 
 
 CONFIG = Config(hidden=(8,), n_steps=32, batch_size=32, n_epochs=2)
@@ -75,6 +85,8 @@ def test_recurrent_predict_remembers(tmp_path):
     second, later = policy.predict(obs, state, deterministic=True)
     anew, _ = policy.predict(obs, later, episode_start=np.array([True, False]), deterministic=True)
     assert (first != second).all() and anew[0] == first[0] and anew[1] != first[1]
+    with pytest.raises(UsageError, match="a recurrent policy cannot be exported yet"):
+        policy.function()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +99,8 @@ def test_recurrent_predict_remembers(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused(cli, tmp_path, flags, says):
-    found = cli("train", "ppo", "--env", "trimtab/CartPole-v1", *SMALL.split(), *flags.split(), "--out", tmp_path)
+    args = f"train ppo --env trimtab/CartPole-v1 --num-envs 1 {SMALL} {flags}".split()
+    found = cli(*args, "--out", tmp_path)
     assert found.status == 2 and says in found.err and len(found.errors) == 1
     assert not any(tmp_path.iterdir())
 
@@ -95,3 +108,47 @@ def test_what_does_not_fit_is_refused(cli, tmp_path, flags, says):
 def test_a_data_set_is_refused(cli, tmp_path, dataset):
     found = cli("train", "ppo", "--dataset", dataset, "--offline-steps", 10, "--out", tmp_path)
     assert found.status == 2 and "ppo learns from its own steps only" in found.err
+
+
+def test_presets_hold_where_nothing_else_is_said(cli, tmp_path):
+    args = ["train", "ppo", "--env", "trimtab/Pendulum-v1", "--steps", "8", "--log", "csv", "--eval-freq", "0"]
+    found = cli(*args, "--agent.n-steps", "8", "--agent.batch-size", "16", "--agent.n-epochs", "1", "--out", tmp_path)
+    assert found.status == 0 and "preset  num-envs 4, agent.n-steps 256" in found.out
+    (config,) = tmp_path.rglob("config.json")
+    record = json.loads(config.read_text())
+    assert record["num_envs"] == 4 and record["agent_config"]["gamma"] == 0.9 and record["agent_config"]["n_steps"] == 8
+    assert flags_for("ppo")().agent == Config() and find("ppo", "Hopper-v5") is None
+
+
+def test_every_preset_fits_its_agent():
+    for agent, settings in ALL.items():
+        for env in settings:
+            preset = find(agent, env)
+            assert preset is not None
+            config = config_class(AGENTS[agent])(**preset.fields)
+            assert agent != "ppo" or (config.n_steps * preset.num_envs) % config.batch_size == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("flags", ["--agent.critic c51 --agent.dueling", "--agent.critic qr --agent.n-step 3"])
+def test_dqn_on_the_host_is_resumed(cli, tmp_path, flags):
+    args = f"train dqn --env CartPole-v1 --log csv --agent.hidden 8 --agent.batch-size 8 {flags}"
+    args += " --agent.learning-starts 20 --agent.prioritised --agent.buffer-size 60"
+    args += " --checkpoint-freq 50 --eval-freq 100 --eval-episodes 2"
+    assert cli(*args.split(), "--steps", 100, "--out", tmp_path, "--name", "run").status == 0
+    found = cli("resume", tmp_path / "CartPole-v1/dqn/run", "--steps", 150)
+    assert found.status == 0 and "resumed at step 100" in found.err
+
+
+@pytest.mark.thorough
+def test_dqn_in_an_own_world_prolonged_is_the_whole_run(cli, tmp_path):
+    args = (
+        "train dqn --env trimtab/CartPole-v1 --num-envs 2 --seeds 0 1 --log csv --agent.hidden 8 --agent.batch-size 8"
+    )
+    args += " --agent.learning-starts 20 --agent.prioritised --agent.n-step 3 --agent.buffer-size 100"
+    args += " --log-freq 50 --eval-freq 100 --checkpoint-freq 100 --eval-episodes 2 --name run"
+    for out, steps in (("whole", 200), ("parts", 100)):
+        assert cli(*args.split(), "--steps", steps, "--out", tmp_path / out).status == 0
+    part, whole = (tmp_path / out / "trimtab/CartPole-v1/dqn/run_s1" for out in ("parts", "whole"))
+    assert cli("resume", part, "--steps", 200).status == 0
+    assert_same_run(part, whole)

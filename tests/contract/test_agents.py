@@ -29,6 +29,8 @@ from trimtab.core import Spec, UsageError
 # Random rewards are nobody's "not reached": without a mask all rows count.
 SMALL: dict[str, dict[str, Any]] = {
     "diffusion-ql": {"diffusion_steps": 21, "candidates": 3, "ema_start": 1, "ema_every": 2},
+    # Steps large enough to change the best of a few actions in six updates.
+    "dqn": {"learning_rate": 0.03, "exploration_updates": 1, "target_every": 2},
     "ifql": {"candidates": 3},
     # One norm over both networks would let the size of the actor's gradient shorten the critic's step.
     "ppo": {"batch_size": 8, "n_epochs": 2, "max_grad_norm": None},
@@ -43,7 +45,10 @@ GOALS: dict[str, int] = {"reengage": 2, "reengage-sac": 2, "reengage-sets": 9}
 """Agents whose observations must have goals, and the numbers of one."""
 
 DISCRETE: set[str] = {"ppo"}
-"""Agents which take discrete actions."""
+"""Agents which take discrete actions, too."""
+
+DISCRETE_ONLY: set[str] = {"dqn"}
+"""Agents which take nothing else."""
 
 WITHOUT_BOOTSTRAP: set[str] = {"bc"}
 """Agents whose critic, if any, does not look at `next_obs`."""
@@ -136,9 +141,15 @@ def with_goals(spec: Spec, size: int) -> Spec:
     return dataclasses.replace(spec, obs={k: jax.ShapeDtypeStruct((n,), jnp.float32) for k, n in sizes.items()})
 
 
+def discrete(spec: Spec) -> Spec:
+    """`spec` with four actions to choose from."""
+    return dataclasses.replace(spec, discrete=True, action_size=4, action_low=(), action_high=())
+
+
 @pytest.fixture(scope="module", params=every_agent())
 def rig(request, spec, make_batch) -> Iterator[Rig]:
     name = request.param
+    spec = discrete(spec) if name in DISCRETE_ONLY else spec
     spec = with_goals(spec, GOALS[name]) if name in GOALS else spec
     agent = AGENTS[name].create(jr.key(0), spec, small_config(name))
     data = make_data(name, make_batch, spec, jr.key(1), 64)
@@ -198,7 +209,7 @@ def test_update_keeps_structure_shapes_and_dtypes(rig):
 
 
 def test_takes_dict_observations(rig, dict_spec, make_batch):
-    dict_spec = rig.spec if rig.name in GOALS else dict_spec
+    dict_spec = rig.spec if rig.name in GOALS else discrete(dict_spec) if rig.name in DISCRETE_ONLY else dict_spec
     agent, batch = rig.build(jr.key(0), dict_spec), make_data(rig.name, make_batch, dict_spec, jr.key(1), 16)
     new, _ = jax.eval_shape(plain_update, agent, batch, jr.key(2))
     assert jax.tree.structure(new) == jax.tree.structure(agent)
@@ -207,6 +218,10 @@ def test_takes_dict_observations(rig, dict_spec, make_batch):
 def test_a_discrete_world_gives_one_clear_line(rig):
     if rig.name in DISCRETE:
         pytest.skip("takes discrete actions")
+    if rig.name in DISCRETE_ONLY:
+        with pytest.raises(UsageError, match=f"{rig.name} needs one discrete choice, but actions have 5 continuous"):
+            rig.build(jr.key(0), dataclasses.replace(rig.spec, discrete=False, action_size=5))
+        return
     with pytest.raises(UsageError) as error:
         rig.build(jr.key(0), dataclasses.replace(rig.spec, discrete=True, action_size=5))
     message = str(error.value)
@@ -396,12 +411,18 @@ def test_only_terminated_transitions_cut_the_bootstrap(rig):
 @pytest.mark.parametrize("which", ["policy", "explorer"])
 @pytest.mark.parametrize("kind", ["vector", "dict"])
 def test_actions_are_in_range_for_any_leading_axes(rig, which, kind, dict_spec, make_obs):
+    if rig.name in DISCRETE_ONLY:
+        dict_spec = discrete(dict_spec)
     spec = rig.spec if kind == "vector" or rig.name in GOALS else dict_spec
     agent = rig.agent if spec is rig.spec else rig.build(jr.key(0), spec)
     policy = getattr(agent, which)
     for lead in ((), (4,), (2, 3)):
         obs = jax.tree.map(lambda x: 10.0 * x, make_obs(spec, jr.key(3), lead))
         action = policy(obs, jr.key(4))
+        if spec.discrete:
+            assert action.shape == lead and action.dtype == jnp.int32
+            assert ((action >= 0) & (action < spec.action_size)).all()
+            continue
         assert action.shape == (*lead, plan_size(rig)) and action.dtype == jnp.float32
         assert np.abs(action).max() <= 1.0 and np.isfinite(action).all()
 

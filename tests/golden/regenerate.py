@@ -34,6 +34,9 @@ OVERRIDES |= {
 }
 
 
+DISCRETE = {"dqn"}
+
+
 def stream(key: jax.Array) -> Transition:
     """A batch of 32 rows with rewards and next observations that hang together; a fifth of them terminates."""
     k_obs, k_action, k_noise, k_end = jr.split(key, 4)
@@ -94,6 +97,8 @@ def losses(name: str) -> dict[str, list[float | None]]:
     if goals:
         example = with_goals(stream(jr.key(0)), sets).obs
         spec = replace(spec, obs=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example))
+    if name in DISCRETE:
+        spec = Spec(spec.obs, 4, True)
     reads = batch_class(AGENTS[name])
     if reads is Rollout:
         config = replace(config, batch_size=8, n_epochs=2)
@@ -108,6 +113,8 @@ def losses(name: str) -> dict[str, list[float | None]]:
             make = {Sarsa: with_next, Rollout: rollout}.get(reads, stream)
             batch = make(k_batch)
             batch = with_goals(batch, sets) if goals else batch
+            if name in DISCRETE:  # the signs of both dimensions as one of four actions
+                batch = replace(batch, action=(batch.action > 0).astype(jnp.int32) @ jnp.array([1, 2]))
         agent, metrics = update(agent, batch, k_update)
         for metric, value in jax.device_get(metrics).items():
             if not metric.endswith("_grad_norm"):

@@ -120,9 +120,17 @@ def test_memory_recalls_what_a_plain_policy_cannot(tmp_path):
     assert returns[16] == 1.0 and abs(returns[0]) < 0.5
 
 
+# Agent, environment, steps, and the least mean return of twenty episodes: by the defaults, or the preset.
+USUAL = {
+    "ppo-cartpole": ("ppo", "CartPole-v1", 100_000, 475.0),
+    "ppo-pendulum": ("ppo", "Pendulum-v1", 300_000, -250.0),
+    "dqn-cartpole": ("dqn", "CartPole-v1", 50_000, 475.0),
+}
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_defaults_solve_cartpole(tmp_path, seed):
-    run = api.train(
-        "ppo", env="CartPole-v1", steps=200_000, seed=seed, out=tmp_path, log=("csv",), quiet=True, eval_freq=0
-    )
-    assert trimtab.evaluate(trimtab.load(run.path), "CartPole-v1", episodes=20)[0] >= 475.0
+@pytest.mark.parametrize("case", USUAL)
+def test_what_users_try_first(tmp_path, case, seed):
+    agent, env, steps, least = USUAL[case]
+    run = api.train(agent, env=env, steps=steps, seed=seed, out=tmp_path, log=("csv",), quiet=True, eval_freq=0)
+    assert trimtab.evaluate(trimtab.load(run.path), env, episodes=20)[0] >= least

@@ -6,6 +6,7 @@ from trimtab.agents.bc import BC as BC
 from trimtab.agents.cql import CQL as CQL
 from trimtab.agents.ddpg import DDPG as DDPG
 from trimtab.agents.diffusion_ql import DiffusionQL as DiffusionQL
+from trimtab.agents.dqn import DQN as DQN
 from trimtab.agents.fino import FINO as FINO
 from trimtab.agents.flow_ac import FlowAC as FlowAC
 from trimtab.agents.fql import FQL as FQL
@@ -30,6 +31,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "cql": CQL,
     "ddpg": DDPG,
     "diffusion-ql": DiffusionQL,
+    "dqn": DQN,
     "fac": FlowAC,
     "fino": FINO,
     "fql": FQL,

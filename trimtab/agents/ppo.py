@@ -13,8 +13,9 @@ log probabilities of the actions with the networks that acted; `n_epochs` times 
 the rollout's observations into the normaliser, so that rho is exactly 1 in the first minibatch.
 Metrics: actor_loss (7), approx_kl E[rho - 1 - log rho], clip_fraction share of |rho - 1| > eps, entropy; critic_loss
 L_V, explained_variance 1 - Var[R - V_old] / Var[R]; loss (9), grad_norm the norm of its gradient before clipping;
-reward_scale what rewards are divided by; skipped share of minibatches left out because of `target_kl`. All but the
-last three are means over the minibatches that were learnt from.
+reward_scale what rewards are divided by; skipped share of minibatches left out because of `target_kl`; jacobian, only
+with `jacobian_weight`, E[|d mean / d state|^2] / actions, which is added to (9) (Xie et al. 2026, arXiv:2602.18312).
+Those of the losses are means over the minibatches that were learnt from.
 Differences from the paper: everything that later code agrees on (Huang et al. 2022, "The 37 implementation details of
 PPO"), as fields of the config. Unlike CleanRL, a cut episode is bootstrapped from, and what a recurrent network
 remembered is stored with each step.
@@ -37,7 +38,8 @@ from trimtab.nets.recurrent import Remembering
 from trimtab.nets.running import Normaliser, RunningStd
 from trimtab.ops import descend, gae
 from trimtab.policies.actor import Actor, Mode, Sample, normalised
-from trimtab.policies.heads import default_head
+from trimtab.policies.heads import AbstractHead, FamilyChoice, choose_head
+from trimtab.policies.linear import STATE, LinearPolicyNet, columns
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,28 @@ class Config:
     """widths of the hidden layers of actor and critic."""
     activation: str = "tanh"
     """of the hidden layers."""
+    distribution: str = "normal"
+    """of continuous actions: "normal", "mixture" of normals, or "polynomial" (MePoly)."""
+    components: int = 4
+    """normals of a mixture."""
+    order: int = 5
+    """degree of the polynomial."""
+    points: int = 0
+    """its quadrature's points a dimension; 0: 3 order + 6."""
+    quadrature: str = "gauss"
+    """"gauss" or "trapezoid"."""
+    block: int = 0
+    """dimensions that one polynomial is about; the blocks are independent given the state; 0: all in one."""
+    natural_bound: float = 100.0
+    """largest natural parameter of the polynomial; approached by tanh."""
+    network: str = "mlp"
+    """of the actor: "mlp", or "linear" in the state with gains that depend on the phase (LPN)."""
+    rank: int | None = None
+    """of the linear policy's gains; None is full."""
+    jacobian_weight: float = 0.0
+    """w_J: weight of the squared Jacobian of the mean action by the state, divided by the number of actions."""
+    jacobian_estimator: str = "exact"
+    """"exact", or "hutchinson" from one random direction a state."""
     memory: int = 0
     """width of a GRU before the hidden layers of actor and critic, 0 for none."""
     sequence: int = 16
@@ -117,14 +141,19 @@ class PPO(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "PPO":
-        """A fresh agent. Raises `UsageError` for sizes that do not fit each other."""
+        """A fresh agent. Raises `UsageError` for sizes or choices that do not fit each other."""
         require_counts(config, "n_steps", "batch_size", "n_epochs", "sequence")
         if config.memory and (config.n_steps % config.sequence or config.batch_size % config.sequence):
             raise UsageError(f"sequence {config.sequence} must divide n_steps {config.n_steps} and batch_size")
         k_actor, k_critic = jr.split(key)
-        size, head = feature_size(spec), default_head(spec, config.log_std_init)
+        size, head = feature_size(spec), _head(spec, config)
         shape: dict[str, Any] = dict(memory=config.memory, activation=config.activation)
-        actor = Actor(Remembering.create(size, config.hidden, head.size, k_actor, out_scale=0.01, **shape), head)
+        if config.network == "linear":
+            net = Remembering(None, LinearPolicyNet.create(spec, config.hidden, k_actor, rank=config.rank))
+        else:
+            net = Remembering.create(size, config.hidden, head.size, k_actor, out_scale=0.01, **shape)
+        parts = isinstance(spec.obs, dict) and STATE in spec.obs
+        actor = Actor(net, head, columns(spec, STATE) if parts else (0, size))
         critic = Remembering.create(size, config.hidden, 1, k_critic, **shape)
         nets: Any = (actor, critic)
         return cls(
@@ -155,13 +184,13 @@ class PPO(AbstractAgent):
         size = min(config.batch_size // length, count)
 
         def epoch(carry: Any, key: PRNGKeyArray) -> tuple[Any, Metrics]:
-            order = jr.permutation(key, count)[: count // size * size]
-            return jax.lax.scan(minibatch, carry, order.reshape(-1, size))
+            order = jr.permutation(key, count)[: count // size * size].reshape(-1, size)
+            return jax.lax.scan(minibatch, carry, (order, jr.split(jr.fold_in(key, 1), len(order))))
 
-        def minibatch(carry: Any, order: Array) -> tuple[Any, Metrics]:
-            nets, opt, stop = carry
+        def minibatch(carry: Any, drawn: tuple[Array, PRNGKeyArray]) -> tuple[Any, Metrics]:
+            (nets, opt, stop), (order, k_loss) = carry, drawn
             some = jax.tree.map(lambda x: x[order], rows)
-            stepped, stepped_opt, metrics = descend(tx, nets, opt, lambda nets: self._loss(nets, some), "joint")
+            stepped, stepped_opt, metrics = descend(tx, nets, opt, lambda nets: self._loss(nets, some, k_loss), "joint")
             metrics = {name.removeprefix("joint_"): value for name, value in metrics.items()}
             if config.target_kl is None:
                 return (stepped, stepped_opt, stop), metrics
@@ -215,10 +244,15 @@ class PPO(AbstractAgent):
         explained = 1.0 - advantage.var() / ((advantage + value).var() + 1e-8)
         return Rows(*jax.tree.map(cut, each), *first), explained
 
-    def _loss(self, nets: tuple[Actor, Remembering], rows: Rows):  # (9)
+    def _loss(self, nets: tuple[Actor, Remembering], rows: Rows, key: PRNGKeyArray):  # (9)
+        config = self.config
         actor_loss, m_pi = self._actor_loss(nets[0], rows)
         critic_loss = self._critic_loss(nets[1], rows)
-        loss = actor_loss + self.config.vf_coef * critic_loss - self.config.ent_coef * m_pi["entropy"]
+        loss = actor_loss + config.vf_coef * critic_loss - config.ent_coef * m_pi["entropy"]
+        if config.jacobian_weight:
+            x, exact = rows.x.reshape(-1, rows.x.shape[-1]), config.jacobian_estimator == "exact"
+            jacobian = nets[0].squared_jacobian(x, None if exact else key).mean() / nets[0].head.size
+            loss, m_pi = loss + config.jacobian_weight * jacobian, m_pi | {"jacobian": jacobian}
         return loss, m_pi | {"actor_loss": actor_loss, "critic_loss": critic_loss}
 
     def _actor_loss(self, actor: Actor, rows: Rows):  # (7)
@@ -242,6 +276,19 @@ class PPO(AbstractAgent):
             near = rows.value + jnp.clip(value - rows.value, -eps, eps)
             error = jnp.maximum(error, jnp.square(near - target))
         return 0.5 * error.mean()
+
+
+def _head(spec: Spec, config: Config) -> AbstractHead:
+    """What the actor's outputs mean. Raises `UsageError` for choices that do not go together."""
+    choices = dict(network=("mlp", "linear"), jacobian_estimator=("exact", "hutchinson"))
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise UsageError(f"unknown {name} {getattr(config, name)!r}: choose {' or '.join(known)}")
+    simple = config.distribution == "normal" and not spec.discrete and not config.memory
+    if not simple and (config.jacobian_weight or config.network == "linear"):
+        raise UsageError("the action Jacobian and linear policies need continuous, normal actions and no memory")
+    family = FamilyChoice(config.order, config.points, config.quadrature, config.block, config.natural_bound)
+    return choose_head(spec, config.distribution, config.log_std_init, config.components, family)
 
 
 def _optimiser(config: Config, rate: Float[Array, ""]) -> optax.GradientTransformation:

@@ -8,7 +8,8 @@
 Order in one update: the critic with the old target and the old actor, the actor with the new critic, alpha with the
 actor's entropy, the target last, from the new critic.
 Metrics: critic_loss (5), critic_mean E[Q(s, a)]; actor_loss (7), actor_entropy -E[log pi]; ent_coef_loss (18), ent_coef
-alpha after the update; *_grad_norm the global norm of that gradient.
+alpha after the update; *_grad_norm the global norm of that gradient; actor_jacobian, only with `jacobian_weight`, the
+squared Jacobian that is then added to (7) (Xie et al. 2026, arXiv:2602.18312).
 Differences from the paper: mean over members instead of half the sum in (5), as Stable-Baselines3 does. The hyper-
 parameters are Stable-Baselines3's.
 """
@@ -23,9 +24,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
 from trimtab.nets.critic import Critic
-from trimtab.ops import copy, descend, polyak, td_target
+from trimtab.nets.mlp import concat
+from trimtab.ops import copy, descend, polyak, squared_jacobian, squared_jacobian_estimate, td_target
 from trimtab.policies.gaussian import Mean, TanhGaussian
 
 
@@ -47,6 +49,10 @@ class Config:
     """widths of the hidden layers of actor and critics."""
     critic_members: int = 2
     """number of Q functions; the least one is used."""
+    jacobian_weight: float = 0.0
+    """weight in (7) of the squared Jacobian of the mean action by the observation, divided by the number of actions."""
+    jacobian_estimator: str = "exact"
+    """"exact", or "hutchinson" from one random direction a state."""
     critic_norm: str | None = None
     """LayerNorm in the critics: "layer" before each activation, "layer_after" behind it."""
     norm_layers: tuple[int, ...] | None = None
@@ -72,8 +78,10 @@ class SAC(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "SAC":
-        """A fresh agent. Raises `UsageError` for discrete actions."""
+        """A fresh agent. Raises `UsageError` for discrete actions or an unknown estimator."""
         require_continuous(spec, "sac")
+        if config.jacobian_estimator not in ("exact", "hutchinson"):
+            raise UsageError(f"unknown jacobian_estimator {config.jacobian_estimator!r}: choose exact or hutchinson")
         if config.target_entropy is None:
             config = replace(config, target_entropy=-float(spec.action_size))
         k_actor, k_critic = jr.split(key)
@@ -134,8 +142,18 @@ class SAC(AbstractAgent):
 
     def _actor_loss(self, actor: TanhGaussian, critic: Critic, batch: Transition, key: PRNGKeyArray):  # (7)
         action, log_prob = actor.sample_and_log_prob(batch.obs, key)
-        loss = jnp.exp(self.log_alpha) * log_prob - critic(batch.obs, action).min(0)
-        return loss.mean(), {"entropy": -log_prob.mean()}
+        loss = (jnp.exp(self.log_alpha) * log_prob - critic(batch.obs, action).min(0)).mean()
+        metrics = {"entropy": -log_prob.mean()}
+        if self.config.jacobian_weight:
+            x, size = concat(batch.obs), action.shape[-1]
+            mean = lambda row: jnp.tanh(actor.net(row)[:size])
+            if self.config.jacobian_estimator == "exact":
+                squares = squared_jacobian(mean, x, 0, x.shape[-1])
+            else:
+                squares = squared_jacobian_estimate(mean, x, 0, x.shape[-1], jr.fold_in(key, 1))
+            jacobian = squares.mean() / size
+            loss, metrics = loss + self.config.jacobian_weight * jacobian, metrics | {"jacobian": jacobian}
+        return loss, metrics
 
     def _ent_coef_loss(self, log_alpha: Float[Array, ""], entropy: Float[Array, ""]):  # (18)
         assert self.config.target_entropy is not None  # create() filled it in

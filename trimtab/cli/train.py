@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from trimtab import api
+from trimtab import api, presets
 from trimtab.agents import AGENTS, config_class
 from trimtab.assemble import agent_class, import_all
 from trimtab.cli.flags import parse
 from trimtab.core import UsageError
 from trimtab.envs import ogbench
+from trimtab.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Flags:
     """seed of everything random in the run."""
     seeds: tuple[int, ...] = ()
     """several seeds, one run folder each; trained together where batches stay on the device."""
-    num_envs: int = 1
-    """environments stepped side by side."""
+    num_envs: int | None = None
+    """environments stepped side by side; by default 1, or what the preset of the environment says."""
     updates_per_step: float = 1.0
     """gradient updates for each environment step."""
     her: str | None = None
@@ -79,10 +80,11 @@ class Flags:
     """modules to import first: they register environments or worlds."""
 
 
-def flags_for(agent: str) -> type[Any]:
-    """`Flags` with the agent's config as `--agent.FIELD`."""
-    kind = config_class(AGENTS[agent])
-    return make_dataclass("TrainFlags", [("agent", kind, field(default_factory=kind))], bases=(Flags,), frozen=True)
+def flags_for(agent: str, preset: Preset | None = None) -> type[Any]:
+    """`Flags` with the agent's config as `--agent.FIELD`; a preset's values are the defaults."""
+    kind, changes = config_class(AGENTS[agent]), preset.fields if preset else {}
+    config = field(default_factory=lambda: kind(**changes))
+    return make_dataclass("TrainFlags", [("agent", kind, config)], bases=(Flags,), frozen=True)
 
 
 def run(args: list[str]) -> None:
@@ -98,11 +100,15 @@ def run(args: list[str]) -> None:
         raise UsageError(f"the agent comes first: trimtab train AGENT {shlex.join(args)}")
     import_all(_imports(rest))  # they may bring the agent
     agent_class(agent)
-    flags = parse(flags_for(agent), rest, f"trimtab train {agent}")
+    preset = presets.find(agent, _value(rest, "--env"))
+    flags = parse(flags_for(agent, preset), rest, f"trimtab train {agent}")
     if flags.video < 0:
         raise UsageError(f"video must not be negative, got {flags.video}")
     options = {f.name: getattr(flags, f.name) for f in fields(Flags) if f.name != "video"}
     command = shlex.join(["trimtab", "train", *args])
+    if preset is not None:
+        print(f"preset  {preset}; flags win over it")
+        options["num_envs"] = preset.num_envs if options["num_envs"] is None else options["num_envs"]
     trained = api.train(agent, config=flags.agent, command=command, **options)
     for one in trained if isinstance(trained, list) else [trained]:
         if flags.video:
@@ -113,6 +119,16 @@ def run(args: list[str]) -> None:
         env = "" if flags.env or ogbench.is_task(flags.dataset or "") else " --env ID"
         print(f"run     {one.path}")
         print(f"next    trimtab eval {one.path}{env}  |  trimtab report {one.path}")
+
+
+def _value(args: list[str], flag: str) -> str | None:
+    """The value of a flag, found before the others are known; `--flag value` or `--flag=value`."""
+    for arg, after in zip(args, [*args[1:], None], strict=True):
+        if arg == flag:
+            return after
+        if arg.startswith(f"{flag}="):
+            return arg.removeprefix(f"{flag}=")
+    return None
 
 
 def _imports(args: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition
+from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition, Weighted
 from trimtab.core import AbstractEnv, AbstractPolicy, Spec
 from trimtab.data import windows
 from trimtab.data.buffer import Buffer
@@ -91,13 +92,39 @@ def _draw(
     return windows.draw(rows, key, n, chunk, oldest, size, num_envs)
 
 
+@dataclass(frozen=True)
+class Replay:
+    """What is made of single rows of a buffer."""
+
+    n_step: int = 1
+    """rewards that are added up, discounted by `gamma`, before the next observation."""
+    gamma: float = 1.0
+    prioritised: bool = False
+    """whether rows are drawn by their priorities (`Weighted`)."""
+
+
 def _sample(
-    buffer: Buffer, key: PRNGKeyArray, n: int, chunk: int | None, hindsight: Hindsight | None, num_envs: int
-) -> Transition | Chunk | Sarsa:
-    """`n` rows, windows, transitions with the next action or with other goals, drawn uniformly with replacement."""
+    buffer: Buffer,
+    key: PRNGKeyArray,
+    n: int,
+    chunk: int | None,
+    hindsight: Hindsight | None,
+    num_envs: int,
+    replay: Replay,
+) -> Transition | Chunk | Sarsa | Weighted:
+    """`n` rows, windows, transitions with the next action or with other goals, drawn uniformly with replacement, or by
+    their priorities."""
+    oldest = (buffer.head - buffer.size) % buffer.capacity
+    if replay != Replay():
+        slots, density = buffer.slots(key, n)
+        if replay.n_step > 1:
+            steps = (replay.n_step, replay.gamma, oldest, buffer.size, num_envs)
+            rows = windows.n_step(buffer.rows, slots, *steps)
+        else:
+            rows = jax.tree.map(lambda x: x[slots], buffer.rows)
+        return Weighted(rows, slots, density) if replay.prioritised else rows
     if not isinstance(buffer.rows, Recorded):
         return buffer.sample(key, n)
-    oldest = (buffer.head - buffer.size) % buffer.capacity
     if hindsight is not None:
         return hindsight.draw(buffer.rows, key, n, oldest, buffer.size, num_envs)
     return _draw(buffer.rows, key, n, chunk, oldest, buffer.size, num_envs)
@@ -156,7 +183,7 @@ class OfflineSource(AbstractSource):
         """Nothing to act in."""
         return state
 
-    def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
+    def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | Weighted:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
         return _fixed(self.data, key, self.batch_size, self.chunk)
 
@@ -219,7 +246,8 @@ class ReplaySource(AbstractSource):
 
     With `chunk`, batches are windows of that many steps of one environment (`Chunk`), with `next_action` they are
     transitions with the next action (`Sarsa`), with `hindsight` transitions of which some have another goal; in all
-    three cases rows are `Recorded`.
+    three cases rows are `Recorded`. `replay` adds up rewards of several steps, and draws rows by their priorities
+    (`Weighted`).
     """
 
     template: Transition | Recorded
@@ -230,6 +258,7 @@ class ReplaySource(AbstractSource):
     chunk: int | None = eqx.field(static=True)
     num_envs: int = eqx.field(static=True)
     symmetric: bool = eqx.field(static=True)
+    replay: Replay = eqx.field(static=True, default=Replay())
 
     @classmethod
     def create(
@@ -244,18 +273,21 @@ class ReplaySource(AbstractSource):
         hindsight: Hindsight | None = None,
         num_envs: int = 1,
         symmetric: bool = False,
+        replay: Replay = Replay(),
     ) -> "ReplaySource":
         """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start unless `symmetric`.
 
         With `chunk` or `next_action` the data set is `Recorded`; `num_envs` rows come at once, one an environment.
         """
-        template = _template(spec, chunk is not None or next_action or hindsight is not None)
-        return cls(template, dataset, capacity, batch_size, hindsight, chunk, num_envs, symmetric)
+        recorded = chunk is not None or next_action or hindsight is not None or replay.n_step > 1
+        template = _template(spec, recorded)
+        return cls(template, dataset, capacity, batch_size, hindsight, chunk, num_envs, symmetric, replay)
 
     def init(self, key: PRNGKeyArray) -> Buffer:
         """An empty buffer, or one that starts with the data set's newest rows."""
         dataset = None if self.symmetric else self.dataset
-        return _filled(Buffer.create(self.template, self.capacity), dataset, self.num_envs)
+        buffer = Buffer.create(self.template, self.capacity, prioritised=self.replay.prioritised)
+        return _filled(buffer, dataset, self.num_envs)
 
     def receive(self, state: Buffer, items: Transition | Recorded) -> Buffer:
         """The buffer with one row an environment more."""
@@ -265,10 +297,14 @@ class ReplaySource(AbstractSource):
         """Nothing: the environments are on the host."""
         return state
 
-    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
+    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | Weighted:
         """`batch_size` transitions or windows drawn uniformly with replacement; with `symmetric` from both in turn."""
-        draw = lambda key, n: _sample(state, key, n, self.chunk, self.hindsight, self.num_envs)
+        draw = lambda key, n: _sample(state, key, n, self.chunk, self.hindsight, self.num_envs, self.replay)
         return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk)
+
+    def reweighed(self, state: Buffer, slots: Array, priority: Array) -> Buffer:
+        """With new priorities of some rows."""
+        return state.reweighed(slots, priority)
 
     def cut(self, state: Buffer) -> Buffer:
         """The state whose newest rows end their episodes: what comes next does not go on from them."""
@@ -303,7 +339,8 @@ class WorldSource(AbstractSource):
 
     With `chunk`, batches are windows of that many steps of one copy (`Chunk`), and the explorer may plan up to that
     many actions at once; with `next_action` they are transitions with the next action (`Sarsa`), with `hindsight`
-    transitions of which some have another goal. In all three cases rows are `Recorded`.
+    transitions of which some have another goal. In all three cases rows are `Recorded`. `replay` adds up rewards of
+    several steps, and draws rows by their priorities (`Weighted`).
     """
 
     env: AutoReset
@@ -315,6 +352,7 @@ class WorldSource(AbstractSource):
     chunk: int | None = eqx.field(static=True)
     next_action: bool = eqx.field(static=True)
     symmetric: bool = eqx.field(static=True)
+    replay: Replay = eqx.field(static=True, default=Replay())
 
     @classmethod
     def create(
@@ -329,12 +367,13 @@ class WorldSource(AbstractSource):
         next_action: bool = False,
         hindsight: Hindsight | None = None,
         symmetric: bool = False,
+        replay: Replay = Replay(),
     ) -> "WorldSource":
         """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk` or `next_action` the
         data set is `Recorded`.
         """
         wrapped = AutoReset.create(env)
-        return cls(wrapped, hindsight, dataset, num_envs, capacity, batch_size, chunk, next_action, symmetric)
+        return cls(wrapped, hindsight, dataset, num_envs, capacity, batch_size, chunk, next_action, symmetric, replay)
 
     @property
     def steps_per_update(self) -> int:
@@ -344,12 +383,14 @@ class WorldSource(AbstractSource):
     @property
     def recorded(self) -> bool:
         """Whether rows say where their episodes ended."""
-        return self.chunk is not None or self.next_action or self.hindsight is not None
+        several = self.chunk is not None or self.next_action or self.replay.n_step > 1
+        return several or self.hindsight is not None
 
     def init(self, key: PRNGKeyArray) -> WorldState:
         """Fresh episodes, and a buffer that is empty or starts with the data set's newest rows."""
         worlds, obs = jax.vmap(self.env.reset)(jr.split(key, self.num_envs))
-        buffer = Buffer.create(_template(self.env.spec, self.recorded), self.capacity)
+        template = _template(self.env.spec, self.recorded)
+        buffer = Buffer.create(template, self.capacity, prioritised=self.replay.prioritised)
         return WorldState(
             buffer=_filled(buffer, None if self.symmetric else self.dataset, self.num_envs),
             worlds=worlds,
@@ -383,10 +424,14 @@ class WorldSource(AbstractSource):
             plan=None if plan is None else plan.cleared(done),
         )
 
-    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk | Sarsa:
+    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | Weighted:
         """`batch_size` transitions or windows drawn uniformly with replacement; with `symmetric` from both in turn."""
-        draw = lambda key, n: _sample(state.buffer, key, n, self.chunk, self.hindsight, self.num_envs)
+        draw = lambda key, n: _sample(state.buffer, key, n, self.chunk, self.hindsight, self.num_envs, self.replay)
         return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk)
+
+    def reweighed(self, state: WorldState, slots: Array, priority: Array) -> WorldState:
+        """With new priorities of some rows."""
+        return eqx.tree_at(lambda s: s.buffer, state, state.buffer.reweighed(slots, priority))
 
     def stored(self, state: WorldState) -> WorldState:
         """The state with the rows in use."""

@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from trimtab.batches import Chunk, Recorded, Sarsa
+from trimtab.batches import Chunk, Recorded, Sarsa, Transition
 
 
 def draw(
@@ -53,6 +53,37 @@ def draw_with_next(
         next_obs=data.next_obs,
         next_action=rows.transition.action[after],
         next_valid=(~rows.last[here] & (age + stride < size)).astype(jnp.float32),
+    )
+
+
+def n_step(
+    rows: Recorded,
+    slots: Int[Array, " b"],
+    n: int,
+    gamma: float,
+    oldest: Int[Array, ""],
+    size: Int[Array, ""],
+    stride: int = 1,
+) -> Transition:
+    """The rows in `slots` with the discounted rewards of up to `n` steps, and the observation after them.
+
+    The sum ends early where the episode does, or at the newest row. `discount` is that of its last step times
+    gamma^(steps - 1). The rest as in `draw`.
+    """
+    length = rows.last.shape[0]
+    age = ((slots - oldest) % length)[:, None] + stride * jnp.arange(n, dtype=jnp.int32)[None, :]
+    places, data = (oldest + age) % length, rows.transition
+    goes_on = ~rows.last[places[:, :-1]] & (age[:, 1:] < size)
+    valid = jnp.cumprod(jnp.concatenate([jnp.ones((len(slots), 1), bool), goes_on], axis=1).astype(jnp.int32), axis=1)
+    steps = valid.sum(1)
+    final = jnp.take_along_axis(places, steps[:, None] - 1, axis=1)[:, 0]
+    powers = jnp.float32(gamma) ** jnp.arange(n, dtype=jnp.float32)
+    return Transition(
+        obs=jax.tree.map(lambda x: x[slots], data.obs),
+        action=data.action[slots],
+        reward=(data.reward[places] * valid.astype(jnp.float32)) @ powers,
+        discount=data.discount[final] * powers[steps - 1],
+        next_obs=jax.tree.map(lambda x: x[final], data.next_obs),
     )
 
 

@@ -5,6 +5,8 @@ from functools import partial
 
 from trimtab.core import AbstractEnv, UsageError
 from trimtab.envs import probes
+from trimtab.envs.arm_track import ArmTrack
+from trimtab.envs.bandits import CurveBandit
 from trimtab.envs.classic import CartPole, Pendulum
 from trimtab.envs.seek import ContinuousSeek, DriveSeek, NoisySeek
 from trimtab.envs.two_route import TwoRoute
@@ -17,8 +19,11 @@ _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "probe/Both": probes.Both,
     "probe/Cut": probes.Cut,
     "probe/Endless": probes.Endless,
+    "trimtab/ArmTrack-v0": ArmTrack.create,
     "trimtab/CartPole-v1": CartPole,
     "trimtab/Pendulum-v1": Pendulum,
+    "trimtab/Lemniscate-v0": partial(CurveBandit.create, "lemniscate"),
+    "trimtab/TwoMoons-v0": partial(CurveBandit.create, "two_moons"),
     "trimtab/TwoRoute-v0": TwoRoute.create,
     "trimtab/ContinuousSeek5-v0": partial(ContinuousSeek.create, 5),
     "trimtab/ContinuousSeek10-v0": partial(ContinuousSeek.create, 10),

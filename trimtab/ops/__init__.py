@@ -4,8 +4,12 @@ from trimtab.ops.advantages import gae as gae
 from trimtab.ops.descend import copy as copy
 from trimtab.ops.descend import descend as descend
 from trimtab.ops.descend import descend_stateful as descend_stateful
+from trimtab.ops.distributional import project as project
+from trimtab.ops.distributional import quantile_huber as quantile_huber
 from trimtab.ops.goal_gradient import goal_gradient as goal_gradient
 from trimtab.ops.goal_gradient import match as match
+from trimtab.ops.jacobian import squared_jacobian as squared_jacobian
+from trimtab.ops.jacobian import squared_jacobian_estimate as squared_jacobian_estimate
 from trimtab.ops.logprob import gaussian_log_prob as gaussian_log_prob
 from trimtab.ops.logprob import standard_log_prob as standard_log_prob
 from trimtab.ops.logprob import tanh_log_det as tanh_log_det

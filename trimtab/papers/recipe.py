@@ -176,6 +176,13 @@ def _find(job: Job, out: Path) -> Path | None:
     return found[0] if found else None
 
 
+def folder(job: Job, out: Path) -> Path:
+    """The folder of a job that has run."""
+    found = _find(job, out)
+    assert found is not None, f"{job} has not run"
+    return found
+
+
 def curve(job: Job, out: Path) -> tuple[np.ndarray, np.ndarray]:
     """Steps and means (of the job's `measure`) of the evaluations of a job that has run."""
     folder = _find(job, out)

@@ -10,8 +10,10 @@ from trimtab.core import AbstractActor
 from trimtab.nets.masks import allowed, features
 from trimtab.nets.recurrent import Remembering
 from trimtab.nets.running import Normaliser
+from trimtab.ops.jacobian import squared_jacobian, squared_jacobian_estimate
 from trimtab.policies.distributions import AbstractDistribution
 from trimtab.policies.heads import AbstractHead
+from trimtab.policies.linear import LinearPolicyNet
 
 
 class Actor(eqx.Module):
@@ -19,6 +21,8 @@ class Actor(eqx.Module):
 
     net: Remembering
     head: AbstractHead
+    state: tuple[int, int] = eqx.field(static=True)
+    """columns of the features by which its Jacobian is taken."""
 
     def step(
         self, x: Float[Array, "*b i"], mask: Bool[Array, "*b a"] | None, memory: Any
@@ -32,6 +36,15 @@ class Actor(eqx.Module):
     ) -> AbstractDistribution:
         """The distributions for sequences: see `Remembering.unroll`."""
         return self.head(self.net.unroll(x, memory, last), mask)
+
+    def squared_jacobian(self, x: Float[Array, "b i"], key: PRNGKeyArray | None) -> Float[Array, " b"]:
+        """|d mean / d state|^2 of each row: exact, or estimated where there is a key. Of a linear policy it is |K|^2,
+        for nothing."""
+        if isinstance(self.net.head, LinearPolicyNet):
+            return self.net.head.squared_gains(x)
+        if key is None:
+            return squared_jacobian(self.net.head, x, *self.state)
+        return squared_jacobian_estimate(self.net.head, x, *self.state, key)
 
 
 class Mode(AbstractActor):

@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trimtab.core import AbstractPolicy, Spec
 from trimtab.nets.critic import Critic
+from trimtab.nets.discrete import DiscreteQ
+from trimtab.nets.masks import allowed, features, masked
+from trimtab.policies.distributions import Categorical
 
 
 def _lead(obs: PyTree[Float[Array, "..."]]) -> tuple[int, ...]:
@@ -24,16 +27,41 @@ class Uniform(AbstractPolicy):
 
     @classmethod
     def create(cls, spec: Spec) -> "Uniform":
-        """Over [-1, 1]^act, or over the action indices when the spec is discrete; masks are not looked at."""
+        """Over [-1, 1]^act, or over the action indices that a mask allows when the spec is discrete."""
         return cls(spec.action_size, spec.discrete, spec.factors)
 
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
-        if self.factors:
-            each = zip(jr.split(key, len(self.factors)), self.factors, strict=True)
-            return jnp.stack([jr.randint(k, _lead(obs), 0, n) for k, n in each], axis=-1)
+        mask = allowed(obs)
+        if self.factors or (self.discrete and mask is not None):
+            choices = self.factors or (self.action_size,)
+            alike = jnp.zeros((*_lead(obs), sum(choices)))
+            return Categorical.create(alike, choices, bool(self.factors), mask).sample(key)
         if self.discrete:
             return jr.randint(key, _lead(obs), 0, self.action_size)
         return jr.uniform(key, (*_lead(obs), self.action_size), minval=-1.0, maxval=1.0)
+
+
+class Greedy(AbstractPolicy):
+    """The discrete action of the highest value, among those that a mask allows."""
+
+    critic: DiscreteQ
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        values = self.critic.values(self.critic(features(obs)))
+        return masked(values, allowed(obs)).argmax(-1).astype(jnp.int32)
+
+
+class EpsilonGreedy(AbstractPolicy):
+    """With probability epsilon any action that a mask allows, else that of `inner`."""
+
+    inner: Greedy
+    epsilon: Float[Array, ""]
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        k_whether, k_which, k_inner = jr.split(key, 3)
+        action = self.inner(obs, k_inner)
+        anything = Uniform(self.inner.critic.actions, True)(obs, k_which)
+        return jnp.where(jr.bernoulli(k_whether, self.epsilon, action.shape), anything, action)
 
 
 class Noisy(AbstractPolicy):

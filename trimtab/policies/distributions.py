@@ -101,3 +101,36 @@ class Categorical(AbstractDistribution):
     def _joined(self, choices: list[Array]) -> Array:
         choices = [choice.astype(jnp.int32) for choice in choices]
         return jnp.stack(choices, axis=-1) if self.several else choices[0]
+
+
+class NormalMixture(AbstractDistribution):
+    """A few normals with diagonal covariances, not confined to the box of actions."""
+
+    logits: Float[Array, "*b k"]
+    mean: Float[Array, "*b k act"]
+    log_std: Float[Array, "*b k act"]
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*b act"]:
+        """A component by its weight, then a draw from it."""
+        k_which, k_noise = jr.split(key)
+        which = jr.categorical(k_which, self.logits)[..., None, None]
+        mean, log_std = (jnp.take_along_axis(x, which, axis=-2)[..., 0, :] for x in (self.mean, self.log_std))
+        return mean + jnp.exp(log_std) * jr.normal(k_noise, mean.shape)
+
+    def log_prob(self, action: Float[Array, "*b act"]) -> Float[Array, "*b"]:
+        """log sum_k w_k N_k(a)."""
+        wide = jnp.broadcast_to(action[..., None, :], self.mean.shape)
+        return jax.nn.logsumexp(
+            jax.nn.log_softmax(self.logits) + gaussian_log_prob(wide, self.mean, self.log_std), axis=-1
+        )
+
+    def entropy(self) -> Float[Array, "*b"]:
+        """An upper bound: the entropy of component and action together. It has no gradient by the means."""
+        log_weight = jax.nn.log_softmax(self.logits)
+        each = (self.log_std + 0.5 * jnp.log(2.0 * jnp.pi * jnp.e)).sum(-1)
+        return (jnp.exp(log_weight) * (each - log_weight)).sum(-1)
+
+    def mode(self) -> Float[Array, "*b act"]:
+        """The mean of the heaviest component."""
+        which = self.logits.argmax(-1)[..., None, None]
+        return jnp.take_along_axis(self.mean, which, axis=-2)[..., 0, :]

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray
 
-from trimtab.core import AbstractActor, AbstractAgent, AbstractPolicy, AbstractScorer, UsageError
-from trimtab.data.sources import AbstractSource, ScoredSource, Scores
+from trimtab.batches import Weighted
+from trimtab.core import AbstractActor, AbstractAgent, AbstractPolicy, AbstractScorer, AbstractSurprised, UsageError
+from trimtab.data.sources import AbstractSource, ReplaySource, ScoredSource, Scores, WorldSource
 
 Totals = dict[str, tuple[Array, Array]]
 """Metric name -> (sum, count) over the updates since the last log line; updates in which it was NaN do not count."""
@@ -55,7 +56,11 @@ def _chunk(
         agent, state, totals = carry
         k_advance, k_batch, k_update = jr.split(jr.fold_in(run_key, agent.step), 3)
         state = source.advance(agent.explorer, state, k_advance)
-        agent, metrics = agent.update(source.batch(state, k_batch), k_update)
+        batch = source.batch(state, k_batch)
+        agent, metrics = agent.update(batch, k_update)
+        if isinstance(batch, Weighted):
+            assert isinstance(agent, AbstractSurprised) and isinstance(source, ReplaySource | WorldSource)
+            state = source.reweighed(state, batch.slot, agent.surprise(batch))
         return agent, state, {name: _add(totals[name], value) for name, value in metrics.items()}
 
     return jax.lax.fori_loop(0, updates, body, (agent, state, totals))

@@ -94,9 +94,12 @@ class Policy:
         A policy that draws numbers (a flow its start) draws the same ones at each call, or with `key_input` those of a
         key: (obs, key) -> action.
 
-        A policy that plans `h` actions at once gives them all, (..., h * act), the first action first.
+        A policy that plans `h` actions at once gives them all, (..., h * act), the first action first. Raises
+        `UsageError` for a policy with a memory, which such a function would lose.
         """
         policy, spec = self.agent.policy, self.spec
+        if isinstance(policy, AbstractActor) and jax.tree.leaves(policy.memory(())):
+            raise UsageError("a recurrent policy cannot be exported yet: its memory would be lost between two calls")
         if key_input:
             return lambda obs, key: to_units(policy(obs, key), spec)
         return lambda obs: to_units(policy(obs, jr.key(0)), spec)

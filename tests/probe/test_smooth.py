@@ -1,0 +1,65 @@
+"""Linear policies find the gains that are known to be the best ones, and lose them to a large penalty."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+from trimtab.core import Spec
+from trimtab.policies.linear import LinearPolicyNet
+
+pytestmark = pytest.mark.slow
+
+A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.0], [0.1]])
+Q, R, HORIZON = np.diag([1.0, 0.1]), np.array([[0.01]]), 8
+
+
+def riccati() -> np.ndarray:
+    """The best gains of each step, backwards from a final cost of x' Q x; u = K x."""
+    p, gains = Q, []
+    for _ in range(HORIZON):
+        k = -np.linalg.solve(R + B.T @ p @ B, B.T @ p @ A)
+        p = Q + k.T @ R @ k + (A + B @ k).T @ p @ (A + B @ k)
+        gains.append(k)
+    return np.array(gains[::-1])
+
+
+def learnt(penalty: float) -> np.ndarray:
+    vector = lambda n: jax.ShapeDtypeStruct((n,), jnp.float32)
+    spec = Spec({"phase": vector(HORIZON), "state": vector(2)}, 1, False, (-1.0,), (1.0,))
+    net = LinearPolicyNet.create(spec, (32,), jr.key(0))
+    a, b, q = (jnp.asarray(m, jnp.float32) for m in (A, B, Q))
+    phases = jnp.eye(HORIZON)  # what the time is told by
+
+    def loss(net, key):
+        x, cost = jr.normal(key, (256, 2)), 0.0
+        for t in range(HORIZON):
+            features = jnp.concatenate([jnp.broadcast_to(phases[t], (256, HORIZON)), x], axis=1)
+            u = net(features)
+            cost = cost + ((x @ q) * x).sum(1) + R[0, 0] * jnp.square(u[:, 0]) + penalty * net.squared_gains(features)
+            x = x @ a.T + u @ b.T
+        return (cost + ((x @ q) * x).sum(1)).mean()
+
+    tx = optax.adam(optax.exponential_decay(3e-3, 1000, 0.5))
+
+    def step(carry, key):
+        net, opt = carry
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt = tx.update(jax.grad(loss)(net, key), opt, net)
+            return (optax.apply_updates(net, updates), opt), None
+
+    (net, _), _ = jax.jit(lambda net: jax.lax.scan(step, (net, tx.init(net)), jr.split(jr.key(1), 5000)))(net)
+    return np.asarray(net.gains(phases)[0])
+
+
+def test_the_gains_are_riccatis():
+    expected = riccati()
+    found = learnt(0.0)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
+    assert np.linalg.norm(expected) > 1.0
+
+
+def test_a_large_penalty_leaves_none():
+    assert np.linalg.norm(learnt(1e3)) < 0.01 * np.linalg.norm(riccati())

@@ -1,0 +1,146 @@
+"""Polynomial densities against closed forms, derivatives and counts (in float64 where digits are compared)."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import erf
+
+from trimtab.core import Spec, UsageError
+from trimtab.policies.heads import FamilyChoice, PolynomialHead
+from trimtab.policies.polynomial import Blocks, Family, Polynomial, exponents
+
+
+@pytest.fixture
+def wide() -> Iterator[None]:
+    """Double precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+def member(family: Family, seed: int, scale: float = 1.0, shape: tuple[int, ...] = ()) -> Polynomial:
+    return Polynomial.create(family, scale * jr.normal(jr.key(seed), (*shape, family.size)))
+
+
+def test_zero_is_uniform():
+    found = Polynomial.create(Family.create(4, 2), jnp.zeros(15))
+    np.testing.assert_allclose([found.log_partition, found.entropy()], 2 * np.log(2), rtol=1e-5)
+    samples = np.asarray(jax.vmap(found.sample)(jr.split(jr.key(0), 8000)))
+    for axis in range(2):
+        counts = np.histogram(samples[:, axis], 8, (-1, 1))[0]
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_exponential_tilt(wide):
+    found = Polynomial.create(Family.create(1, 1, 64), jnp.array([0.0, 3.0]))
+    np.testing.assert_allclose(found.log_partition, np.log(2 * np.sinh(3) / 3), atol=1e-10)
+    np.testing.assert_allclose(found.mean(), [1 / np.tanh(3) - 1 / 3], atol=1e-10)
+
+
+@pytest.mark.parametrize("k", [10.0, 50.0])
+def test_truncated_normal(wide, k):
+    found = Polynomial.create(Family.create(2, 1, 64), jnp.array([-k / 3, 0.0, -2 * k / 3]))  # a^2 = (2 P_2 + 1) / 3
+    np.testing.assert_allclose(found.log_partition, np.log(np.sqrt(np.pi / k) * erf(np.sqrt(k))), atol=1e-9)
+
+
+def test_derivatives_of_the_partition_are_moments(wide):
+    family = Family.create(4, 2, 40)
+    natural = jr.normal(jr.key(1), (family.size,))
+    log_z = lambda x: Polynomial.create(family, x).log_partition
+    found = Polynomial.create(family, natural)
+    np.testing.assert_allclose(jax.grad(log_z)(natural), found.moments(), atol=1e-10)
+    assert np.linalg.eigvalsh(jax.hessian(log_z)(natural)).min() > -1e-10
+    np.testing.assert_allclose(found.entropy(), found.log_partition - natural @ found.moments(), atol=1e-8)
+    covariance = jax.hessian(log_z)(natural)
+    by_entropy = jax.grad(lambda x: Polynomial.create(family, x).entropy())(natural)
+    np.testing.assert_allclose(by_entropy, -covariance @ natural, atol=1e-8)
+
+
+def test_kl_is_the_mean_difference_of_log_densities(wide):
+    family = Family.create(3, 2, 40)
+    one, other = member(family, 1), member(family, 2)
+    points, log_weights = family.grid()
+    density = np.exp(one.log_density + log_weights)
+    at = lambda found: jax.vmap(found.log_prob)(jnp.asarray(points))
+    expected = (density * (at(one) - at(other))).sum()
+    np.testing.assert_allclose(one.kl(other), expected, atol=1e-6)
+    np.testing.assert_allclose(one.kl(one), 0.0, atol=1e-10)
+
+
+def test_both_bases_give_the_same_density(wide):
+    # a^2 + 0.5 a: P_2 = (3 a^2 - 1) / 2
+    legendre = Polynomial.create(Family.create(2, 1), jnp.array([1 / 3, 0.5, 2 / 3]))
+    standard = Polynomial.create(Family.create(2, 1, basis="standard"), jnp.array([0.0, 0.5, 1.0]))
+    a = jnp.linspace(-0.9, 0.9, 7)[:, None]
+    wide_ = lambda d: jax.vmap(d.log_prob)(a)
+    np.testing.assert_allclose(wide_(legendre), wide_(standard), atol=1e-9)
+
+
+def test_gauss_needs_fewer_points(wide):
+    log_z = lambda natural, n, rule: Polynomial.create(Family.create(5, 2, n, quadrature=rule), natural).log_partition
+    natural = jr.normal(jr.key(3), (20, 21))
+    mild, harsh = 0.2 * natural, 2.0 * natural
+    np.testing.assert_allclose(log_z(mild, 32, "gauss"), log_z(mild, 300, "trapezoid"), atol=1e-3)
+    best = log_z(harsh, 64, "gauss")
+    assert np.abs(log_z(harsh, 32, "gauss") - best).max() < 1e-3
+    assert np.abs(log_z(harsh, 64, "trapezoid") - best).max() > 0.1
+
+
+@pytest.mark.parametrize("jitter", [True, False])
+def test_samples_have_the_moments(jitter):
+    family = Family.create(3, 2, 48)
+    found = Polynomial.create(family, 0.7 * jr.normal(jr.key(4), (family.size,)), jitter=jitter)
+    samples = jax.vmap(found.sample)(jr.split(jr.key(5), 40_000))
+    statistics = np.asarray(family.statistics(samples))
+    error = statistics.std(0) / np.sqrt(len(samples))
+    assert (np.abs(statistics.mean(0) - found.moments()) <= 4 * error + 1e-6 + 2e-3 * jitter).all()
+    assert len(np.unique(np.asarray(samples), axis=0)) > (39_000 if jitter else 0)
+
+
+def test_statistics_of_one_dimension_each_make_independent_dimensions():
+    family, one = Family.create(2, 2), Family.create(2, 1)
+    natural, first, second = jnp.zeros(6), jr.normal(jr.key(6), (3,)), jr.normal(jr.key(7), (3,))
+    for i, e in enumerate(exponents(2, 2)):
+        if 0 in e:
+            natural = natural.at[i].set(first[e[0]] * float(e[1] == 0) + second[e[1]] * float(e[0] == 0))
+    a = jnp.array([0.3, -0.6])
+    parts = Polynomial.create(one, first).log_prob(a[:1]) + Polynomial.create(one, second).log_prob(a[1:])
+    np.testing.assert_allclose(Polynomial.create(family, natural).log_prob(a), parts, rtol=1e-4)
+    blocks = Blocks((Polynomial.create(one, first), Polynomial.create(one, second)))
+    np.testing.assert_allclose(blocks.log_prob(a), parts, rtol=1e-5)
+    assert blocks.sample(jr.key(0)).shape == blocks.mode().shape == (2,)
+    np.testing.assert_allclose(blocks.entropy(), Polynomial.create(family, natural).entropy(), rtol=1e-4)
+
+
+def test_the_constant_does_not_matter():
+    family = Family.create(3, 2)
+    natural = jr.normal(jr.key(8), (family.size,))
+    one, other = (Polynomial.create(family, x) for x in (natural, natural.at[0].add(5.0)))
+    a = jnp.array([0.2, 0.1])
+    np.testing.assert_allclose(one.log_prob(a), other.log_prob(a), atol=1e-5)
+    np.testing.assert_allclose(one.entropy(), other.entropy(), atol=1e-5)
+
+
+def test_mode_and_mean_and_edges():
+    peaked = Polynomial.create(
+        Family.create(2, 1, 64), jnp.array([0.0, 30.0, -30.0])
+    )  # the top of 30 a - 45 a^2 is 1/3
+    np.testing.assert_allclose(peaked.mode(), [1 / 3], atol=0.04)
+    two = Family.create(4, 1, 64)
+    valley = Polynomial.create(two, jnp.array([0.0, 0.0, 20.0, 0.0, -20.0]), best="mean")
+    assert abs(float(valley.mode()[0])) < 1e-3 and float(valley.log_prob(jnp.zeros(1))) < -3  # between the modes
+    assert Polynomial.create(two, jnp.array([0.0, 500.0, 0.0, 0.0, 0.0])).edge_mass() > 0.5
+
+
+def test_the_head_cuts_actions_into_blocks():
+    spec = Spec(jax.ShapeDtypeStruct((1,), jnp.float32), 5, False, (-1.0,) * 5, (1.0,) * 5)
+    with pytest.raises(UsageError, match=r"a grid of 21\^5 points is beyond reach"):
+        PolynomialHead.create(spec, FamilyChoice(order=5))
+    head = PolynomialHead.create(spec, FamilyChoice(order=3, block=2))
+    assert [f.dims for f in head.families] == [2, 2, 1] and head.size == 9 + 9 + 3
+    found = head(jr.normal(jr.key(0), (3, head.size)), None)
+    assert found.sample(jr.key(1)).shape == (3, 5) and found.log_prob(found.mode()).shape == (3,)

@@ -1,0 +1,124 @@
+"""MePoly (arXiv:2602.17832): polynomial exponential families as policies, on bandits whose best actions are a curve.
+
+PPO throughout; what differs is the distribution of actions. Judged by 4,096 draws: their mean reward, and the share of
+the curve that they cover. Smoke: degree 14 and a normal on the lemniscate, one seed. Small: both curves, degrees 2 to
+14, normal and mixture, two seeds. Paper: three seeds, and the trapezoid with 256 points that the paper's code has.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from trimtab import api
+from trimtab.agents.ppo import Config
+from trimtab.envs.bandits import CurveBandit, coverage
+from trimtab.envs.register import worlds
+from trimtab.papers.recipe import Job, Results, flags, folder, plot_curves, run_jobs, save_png
+from trimtab.policies.polynomial import Polynomial
+
+CURVES = {"lemniscate": "trimtab/Lemniscate-v0", "two_moons": "trimtab/TwoMoons-v0"}
+
+SHARED: dict[str, Any] = dict(
+    n_steps=1,
+    batch_size=128,
+    n_epochs=10,
+    gamma=1.0,
+    gae_lambda=0.98,
+    target_kl=0.02,
+    normalise_obs=False,
+    normalise_reward=False,
+    activation="relu",
+)
+
+SOURCE = "a prototype of ours, 100 iterations"
+
+
+def reproduce(scale: str, out: Path) -> Results:
+    """Runs the comparison at one scale below `out`; PNGs are written there."""
+    results, jobs = Results("mepoly", scale), plan(scale)
+    run_jobs(jobs, out)
+    for job in jobs:
+        for name, value in judge(folder(job, out), job.setting).items():
+            results.add(job.setting, job.method, job.seed, name, value)
+    plot_curves(jobs, out, out / "curves.png", f"MePoly, {scale} scale")
+    _plot_densities(jobs, out)
+    for curve in dict.fromkeys(job.setting for job in jobs):
+        best = "degree 14"
+        reward, covered = (min(results.values(curve, best, name)) for name in ("reward", "coverage"))
+        results.check(f"{curve}: reward of {best}", reward >= 0.98, reward, 0.98)
+        results.check(f"{curve}: coverage of {best}", covered >= 0.9, covered, 0.9)
+        normal = max(results.values(curve, "normal", "reward"))
+        results.check(f"{curve}: reward of normal, at most", normal <= 0.5, normal, 0.5)
+    results.anchor("lemniscate", "degree 14", "reward", 0.997, SOURCE)
+    results.anchor("lemniscate", "degree 14", "coverage", 1.0, SOURCE)
+    results.anchor("lemniscate", "normal", "reward", 0.38, SOURCE)
+    results.anchor("two_moons", "degree 14", "reward", 0.998, SOURCE)
+    return results
+
+
+def plan(scale: str) -> list[Job]:
+    """The runs of a scale."""
+    degrees = {"smoke": (14,), "small": (2, 6, 10, 14), "paper": (2, 6, 10, 14)}[scale]
+    methods = {f"degree {n}": _polynomial(n, points=48) for n in degrees}
+    # The paper's code keeps the normal's variance at 0.5, and gives a mixture half of the entropy bonus.
+    methods["normal"] = Config(**SHARED, ent_coef=0.2, learning_rate=1e-4, log_std_init=-0.35)
+    if scale != "smoke":
+        methods["mixture"] = Config(**SHARED, ent_coef=0.1, learning_rate=1e-4, distribution="mixture")
+    if scale == "paper":
+        methods["degree 14, trapezoid"] = _polynomial(14, points=256, quadrature="trapezoid")
+    curves = {"lemniscate": CURVES["lemniscate"]} if scale == "smoke" else CURVES
+    seeds = range({"smoke": 1, "small": 2, "paper": 3}[scale])
+    options: dict[str, Any] = dict(steps=102_400, num_envs=1024, eval_freq=20_480, checkpoint_freq=51_200)
+    return [
+        Job(curve, method, seed, flags("ppo", env, config, **options))
+        for curve, env in curves.items()
+        for method, config in methods.items()
+        for seed in seeds
+    ]
+
+
+def _polynomial(order: int, points: int, quadrature: str = "gauss") -> Config:
+    shape: dict[str, Any] = dict(distribution="polynomial", order=order, points=points, quadrature=quadrature)
+    return Config(**SHARED, ent_coef=0.2, learning_rate=1e-4, natural_bound=10_000.0, **shape)
+
+
+def judge(run: Path, curve: str) -> dict[str, float]:
+    """Mean reward, coverage and (of polynomials) entropy of a trained policy, by 4,096 draws."""
+    agent, world = api.load(run).agent, worlds()[CURVES[curve]]()
+    assert isinstance(world, CurveBandit)
+    actions = agent.explorer(jnp.zeros((4096, 1)), jr.key(0))
+    step = jax.jit(jax.vmap(lambda a: world.step(jnp.zeros(1), a, jr.key(0))[1].reward))
+    found = {"reward": float(step(actions).mean()), "coverage": coverage(np.asarray(actions)[:1024], curve)}
+    density = _density(agent)
+    return found if density is None else found | {"entropy": float(density.entropy()[0])}
+
+
+def _density(agent: Any) -> Polynomial | None:
+    found = agent.actor.step(jnp.zeros((1, 1)), None, ())[0]
+    return found if isinstance(found, Polynomial) else None
+
+
+def _plot_densities(jobs: list[Job], out: Path) -> None:
+    """A heat map of the density of each polynomial policy of seed 0."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    chosen = [job for job in jobs if job.seed == 0 and job.method.startswith("degree")]
+    figure, panels = pyplot.subplots(1, len(chosen), figsize=(3.0 * len(chosen), 3.2), squeeze=False)
+    side = np.linspace(-1.0, 1.0, 121)
+    grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
+    for panel, job in zip(panels[0], chosen, strict=True):
+        density = _density(api.load(folder(job, out)).agent)
+        assert density is not None
+        one = jax.tree.map(lambda x: x[0], density)
+        height = np.asarray(jax.vmap(one.log_prob)(grid)).reshape(121, 121)
+        panel.imshow(np.exp(height), origin="lower", extent=(-1, 1, -1, 1), cmap="magma")
+        panel.set(title=f"{job.setting}\n{job.method}", xticks=[], yticks=[])
+    figure.tight_layout()
+    save_png(figure, out / "densities.png")

@@ -1,0 +1,5 @@
+"""Presets of DQN."""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {}
