@@ -16,6 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 
 .venv/.dev: .venv/.demo
 	@echo "installing what the tests and the docs need"
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 # first, and so by itself: the CPU build
 	@$(PIP) -e '.[dev]'
 	@touch $@
 

@@ -20,7 +20,8 @@ BELOW_AGENTS = {"core", "batches", "ops", "nets", "policies"}
 EVERYTHING = None
 
 MAY_IMPORT: dict[str, set[str] | None] = {
-    "core": set(),
+    "errors": set(),
+    "core": {"errors"},
     "batches": {"core"},
     "ops": {"core", "batches"},
     "nets": {"core", "batches", "ops"},
@@ -29,10 +30,10 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "envs": {"core", "batches"},
     "data": {"core", "batches", "envs"},
     "diagnostics": BELOW_AGENTS,
-    "run": {"core"},
-    "training": {"core", "batches", "data", "run", "envs", "policies"},  # of policies only Uniform
+    "run": {"errors"},
+    "training": {"core", "errors", "batches", "data", "run", "envs", "policies"},  # of policies only Uniform
     "ope": BELOW_AGENTS | {"data", "envs", "run", "training"},  # its critic trains in training's loop
-    "language": {"run"},  # nothing of the JAX side
+    "language": {"errors", "run"},  # nothing of the JAX side
     "games": BELOW_AGENTS | {"envs", "data"},
     "causal": BELOW_AGENTS | {"envs", "data"},
     "logic": BELOW_AGENTS | {"envs", "data"},
@@ -54,6 +55,10 @@ LAZY = (
     "ogbench",
     "torch",
     "trl",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
     "onnx",
     "onnxruntime",
     "ray",
@@ -63,7 +68,7 @@ LAZY = (
 )
 """Imported late and in one file each, with an error that names what to install."""
 
-AT_HOME_IN = {"torch": "language", "trl": "language"}
+AT_HOME_IN = dict.fromkeys(("torch", "trl", "transformers", "peft", "accelerate", "datasets"), "language")
 """Rooms which a library of `LAZY` is the whole point of: there it may be imported at will."""
 
 

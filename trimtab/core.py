@@ -1,4 +1,4 @@
-"""The abstractions everything else is written against. This file imports nothing of Trimtab.
+"""The abstractions everything else is written against. This file imports nothing of Trimtab but its errors.
 
 An *agent* is an immutable Equinox Module whose every leaf is an array, so that `jax.jit`, `vmap`, `scan`, `grad`, optax
 and serialisation work on it without filters. Observations are PyTrees: goals, masks and other agents' views ride in
@@ -15,20 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from trimtab.errors import RunError as RunError
+from trimtab.errors import TrimtabError as TrimtabError
+from trimtab.errors import UsageError as UsageError
+
 Metrics = dict[str, Float[Array, "..."]]
 """Metric name -> scalar array. The same keys at every call; a value that was not computed this time is NaN."""
-
-
-class TrimtabError(Exception):
-    """An error the user can mend. Its text is one line that names the fix, printed without a traceback."""
-
-
-class UsageError(TrimtabError):
-    """The request cannot be carried out as given (unknown name, wrong shape, bad flag). Exit status 2."""
-
-
-class RunError(TrimtabError):
-    """A run failed on its way (environment, disk, checkpoint). Exit status 1."""
 
 
 ACHIEVED, DESIRED, OBSERVATION = "achieved_goal", "desired_goal", "observation"

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tyro
 
-from trimtab.core import UsageError
+from trimtab.errors import UsageError
 
 T = TypeVar("T")
 

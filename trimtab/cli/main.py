@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(command: Callable[[list[str]], None], args: list[str], debug: bool) -> int:
     """Runs `command(args)`; every error becomes one line on stderr and an exit status."""
-    from trimtab.core import TrimtabError, UsageError
-    from trimtab.training.fit import Interrupted
+    from trimtab.errors import Interrupted, TrimtabError, UsageError
 
     try:
         command(args)

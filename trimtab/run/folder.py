@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trimtab.core import RunError, UsageError
+from trimtab.errors import RunError, UsageError
 
 VERSIONED = ("trimtab", "jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco")
 """Packages whose versions `env.json` records."""
@@ -33,8 +33,18 @@ class Run:
         self._sinks: list[Any] = []
 
     @classmethod
-    def create(cls, out: Path, env: str, agent: str, seed: int, name: str | None, config: dict[str, Any]) -> "Run":
-        """A new folder `out/env/agent/{name or YYYYmmdd-HHMMSS}_s{seed}` (just `name` if it is given).
+    def create(
+        cls,
+        out: Path,
+        env: str,
+        agent: str,
+        seed: int,
+        name: str | None,
+        config: dict[str, Any],
+        machine: dict[str, Any] | None = None,
+    ) -> "Run":
+        """A new folder `out/env/agent/{name or YYYYmmdd-HHMMSS}_s{seed}` (just `name` if it is given); `machine` is
+        what `env.json` holds, by default `environment()`.
 
         Raises `UsageError` if a run of that name exists, `RunError` if the folder cannot be written.
         """
@@ -52,7 +62,7 @@ class Run:
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path)
-            write_json(path / "env.json", environment())
+            write_json(path / "env.json", environment() if machine is None else machine)
             write_json(path / "config.json", config)
         except OSError as error:
             raise RunError(
@@ -181,13 +191,16 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, git commits, machine and device: what a result depends on beside its config."""
-    import jax  # here, so that reading run folders does not wait for it
+def environment(packages: tuple[str, ...] = VERSIONED, device: str | None = None) -> dict[str, Any]:
+    """Versions, git commits, machine and device: what a result depends on beside its config. JAX is asked for the
+    device unless one is given."""
+    if device is None:
+        import jax  # here, so that reading run folders does not wait for it
 
-    device = jax.devices()[0]
+        first = jax.devices()[0]
+        device = f"{first.platform} ({first.device_kind})"
     versions = {"python": platform.python_version()}
-    for package in VERSIONED:
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -197,7 +210,7 @@ def environment() -> dict[str, Any]:
         **_commits(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
-        "device": f"{device.platform} ({device.device_kind})",
+        "device": device,
     }
 
 

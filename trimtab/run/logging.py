@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trimtab.core import UsageError
+from trimtab.errors import UsageError
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 """Names for `--log`; csv is always written."""

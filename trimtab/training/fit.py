@@ -28,6 +28,7 @@ from trimtab.data.rollouts import Acting, RolloutSource, WorldRollouts
 from trimtab.data.sources import AbstractSource, WorldSource
 from trimtab.data.stream import StreamSource
 from trimtab.envs.gym import Collector
+from trimtab.errors import Interrupted as Interrupted
 from trimtab.policies.compose import Uniform
 from trimtab.run.folder import Run
 from trimtab.run.logging import Progress
@@ -137,14 +138,6 @@ class Training:
     def lost(self) -> bool:
         """Whether all of several runs have diverged."""
         return self.seeds is not None and len(self.failed) == self.seeds
-
-
-class Interrupted(TrimtabError):
-    """Ctrl-C or SIGTERM. The text says how to go on; `status` is the exit status of the shell convention."""
-
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class Diverged(RunError):
