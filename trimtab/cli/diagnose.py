@@ -13,13 +13,14 @@ from trimtab import api
 from trimtab.cli.flags import parse
 from trimtab.core import UsageError
 from trimtab.diagnostics import health
+from trimtab.diagnostics.coupling import couple, coupling_verdicts
 from trimtab.diagnostics.rollout_grad import rollout_grad, rollout_verdicts
 from trimtab.diagnostics.seem import SeemMonitor, seem_verdicts, suits
 from trimtab.run.folder import read_config, read_rows, write_json
 from trimtab.training.compile import configure
 from trimtab.training.fit import as_batch, choose_rows
 
-PROBES = health.PROBES | {"rollout-grad": rollout_grad}
+PROBES = health.PROBES | {"rollout-grad": rollout_grad, "coupling": couple}
 """Probes of the newest checkpoint by their command-line names; what an agent has nothing for measures nothing."""
 
 ALL = (*PROBES, "seem")
@@ -59,6 +60,7 @@ def run(args: list[str]) -> None:
     if not flags.probes or "seem" in flags.probes:
         looks, largest = _looks(flags, agent, source, state, step)
     lines = health.verdicts(values | looks, gamma) + rollout_verdicts(values) + seem_verdicts(looks, largest)
+    lines += coupling_verdicts(values)
     values |= looks
     for line in lines:
         print(f"{line['level']:<5} {line['text']}")

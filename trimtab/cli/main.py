@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("trimtab.cli.reproduce", "reproduce PAPER --scale smoke|small|paper: a paper's comparison, checked"),
     "export": ("trimtab.cli.export", "export RUN --format onnx|stablehlo: the policy as one file, checked"),
     "data": ("trimtab.cli.data", "data make NAME | data show PATH: make a data set here, or say what is in one"),
+    "language": ("trimtab.cli.language", "language train grpo --model PATH --task FILE: train a language model"),
     "list": ("trimtab.cli.list", "list agents|envs|papers|datasets: what there is"),
 }
 """Command -> (module with `run(args)`, help line)."""

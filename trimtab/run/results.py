@@ -382,6 +382,9 @@ def _band(curves: Sequence[Series]) -> Band | None:
 
 
 def _axis(runs: Sequence[Run]) -> str:
+    named = {run.config["axis"] for run in runs if "axis" in run.config}
+    if len(named) == 1:
+        return str(named.pop())
     offline = {bool(run.config.get("dataset")) for run in runs}
     if offline == {False}:
         return "environment steps"

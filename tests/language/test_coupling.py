@@ -1,0 +1,74 @@
+"""The coupling probe: what it predicts of a step, and that it leaves the model as it was."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra language")
+
+from trimtab.errors import UsageError  # noqa: E402
+from trimtab.language import coupling as c  # noqa: E402
+from trimtab.language.objectives import output_kernel  # noqa: E402
+
+pytestmark = pytest.mark.language
+
+
+def decisions(tokenizer, n):
+    generator = np.random.default_rng(0)
+    words = lambda k: " ".join(f"w{i}" for i in generator.integers(0, 12, k))
+    return [c.encode(tokenizer, (words(4), words(1))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_first_order_predicts_what_one_step_changes(model, tokenizer, advantage):
+    step, *others = decisions(tokenizer, 51)
+    guessed = c.predicted(model, step, others, 1e-3 * advantage).numpy()
+    found = c.measured(model, step, others, 1e-3 * advantage).numpy()
+    slope, r = float(guessed @ found / (guessed @ guessed)), np.corrcoef(guessed, found)[0, 1]
+    assert 0.95 <= slope <= 1.05 and r > 0.99, (slope, r)
+
+
+def test_measuring_puts_the_parameters_back(model, tokenizer):
+    step, *others = decisions(tokenizer, 3)
+    before = [p.detach().clone() for p in model.parameters()]
+    c.measured(model, step, others, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_log_prob_is_that_of_all_tokens_of_the_action(model, tokenizer):
+    ids, start = c.encode(tokenizer, ("w0 w1", "w2 w3"))
+    logits = model(input_ids=ids).logits[0].log_softmax(-1)
+    expected = logits[1, ids[0, 2]] + logits[2, ids[0, 3]]
+    assert c.log_prob(model, ids, start).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_head_s_kernel_is_the_closed_form(model, tokenizer):
+    pair = [c.encode(tokenizer, ("w0 w1 w2", "w3")), c.encode(tokenizer, ("w0 w5 w2", "w4"))]
+    found = c.gradient(model, *pair[0], layers="head") @ c.gradient(model, *pair[1], layers="head")
+    sides = []
+    for ids, start in pair:
+        out = model(input_ids=ids[:, :start], output_hidden_states=True)
+        sides += [out.logits[0, -1].detach(), out.hidden_states[-1][0, -1].detach(), int(ids[0, start])]
+    assert found.item() == pytest.approx(output_kernel(*sides).item(), rel=1e-4)
+
+
+def test_probe_of_a_decision_with_itself_and_with_another_action(model, tokenizer):
+    same = c.CouplingProbe(tokenizer, (("w0 w1", "w2"),), (("w0 w1", "w2"),))(model)
+    assert same["gradient_cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert same["hidden_cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert same["kernel"] > 0
+    # Two actions of one state: raising one lowers the other, though the hidden states are the same.
+    other = c.CouplingProbe(tokenizer, (("w0 w1", "w2"),), (("w0 w1", "w3"),), layers="head")(model)
+    assert other["gradient_cosine"] < 0 and other["hidden_cosine"] == pytest.approx(1.0, abs=1e-5)
+    model.train()
+    c.CouplingProbe(tokenizer, (("w0", "w1"),), (("w2", "w3"),))(model)
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_wrong_probes_are_one_line(model, tokenizer):
+    with pytest.raises(UsageError, match="at least one good and one bad"):
+        c.CouplingProbe(tokenizer, (), (("w0", "w1"),))
+    with pytest.raises(UsageError, match="at least one token each"):
+        c.encode(tokenizer, ("w0", ""))
+    with pytest.raises(UsageError, match="choose layers"):
+        model.requires_grad_(False)
+        c.trained(model, "all")

@@ -1,0 +1,176 @@
+"""DoorWorld, and its way through TRL's trainer as a text environment of several turns."""
+
+import random
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra language")
+
+from datasets import Dataset  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+from trimtab.language import gcd  # noqa: E402
+from trimtab.language.envs import door_world as d  # noqa: E402
+from trimtab.language.envs.text import Correction, Turn, act, outcome, rollout  # noqa: E402
+from trimtab.language.tiny import tiny_model, word_tokenizer  # noqa: E402
+
+pytestmark = pytest.mark.language
+
+
+def numbers(text):
+    return [int(next(w for w in text.split() if w.startswith(name)).removeprefix(name)) for name in ("room", "object")]
+
+
+def test_states_are_split_by_room_and_object_and_mostly_open():
+    draw = random.Random(0)
+    train, test = [d.draw_state(draw) for _ in range(2_000)], [d.draw_state(draw, held_out=True) for _ in range(200)]
+    assert all(sum(numbers(state.text)) % 4 for state in train)
+    assert not any(sum(numbers(state.text)) % 4 for state in test)
+    shares = {kind: sum(state.kind == kind for state in train) / len(train) for kind in d.KINDS}
+    assert shares["open"] == pytest.approx(0.85, abs=0.02) and shares["key"] == pytest.approx(0.075, abs=0.015)
+    assert {len(state.text.split()) for state in train} == {11}
+    for state in train[:50]:
+        assert d.kind_of(state.text) == state.kind
+        assert [d.right_action(state.text, action) for action in d.ACTIONS].count(True) == 1
+        assert d.right_action(state.text, state.right) and d.right_action(state.text, "sing") is False
+
+
+def test_the_oracle_always_leaves_in_the_least_number_of_steps():
+    for seed in range(30):
+        env = d.DoorWorld()
+        text, total, steps = env.reset(seed), 0.0, 0
+        needed = sum({"open": 1, "key": 2, "nokey": 3}[kind] for kind in env._doors)
+        while True:
+            turn = env.step(d.KINDS[d.kind_of(text)])
+            text, total, steps = turn.observation, total + turn.reward, steps + 1
+            assert turn.good
+            if turn.done:
+                break
+        assert total == 1.0 and steps == needed <= env.limit
+        assert env.bumps == 0
+
+
+def test_bumping_changes_nothing_and_time_runs_out():
+    env = d.DoorWorld(rooms=(3, 3), majority=0.0)
+    env.reset(1)
+    kind = env.kind()
+    turns = [env.step("go") for _ in range(9)]
+    assert [turn.done for turn in turns] == [False] * 8 + [True]
+    assert env.kind() == kind and env.bumps == env.locked_visits == 9
+    assert not any(turn.reward or turn.good for turn in turns)
+
+
+def test_episodes_are_a_function_of_the_seed():
+    play = lambda seed: [d.DoorWorld().reset(seed), d.DoorWorld().reset(seed)]
+    assert play(3)[0] == play(3)[1] != play(4)[0]
+    assert d.DoorWorld(held_out=True).reset(3) != d.DoorWorld().reset(3)
+
+
+def test_correction_appears_and_disappears_with_the_flaw():
+    correction = Correction(d.hint, every=1, chance=1.0)
+    draw = random.Random(0)
+    assert correction.line("key", draw) == ""
+    for _ in range(3):
+        correction.observe("key", "go", flawed=True)
+    correction.observe("key", "unlock", flawed=False)
+    correction.batch_done()
+    assert correction.line("key", draw) == "do not go when the door is locked and key"
+    assert correction.line("nokey", draw) == ""
+    for _ in range(10):
+        correction.observe("key", "unlock", flawed=False)
+    correction.batch_done()
+    assert correction.line("key", draw) == ""
+    assert Correction(d.hint, active={"key": "x"}, chance=0.0).line("key", draw) == ""
+
+
+@pytest.fixture(scope="module")
+def words():
+    return word_tokenizer(d.WORDS)
+
+
+def door_trainer(words, tmp_path, trainer=GRPOTrainer, max_turns=4, **options):
+    model = tiny_model(words, width=16, heads=2, positions=256)
+    settings = dict(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=128,
+        max_steps=1,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1.0,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    return trainer(
+        model=model,
+        reward_funcs=[lambda outcome, **columns: outcome],
+        args=GRPOConfig(**(settings | options)),
+        train_dataset=Dataset.from_list([{"prompt": str(i)} for i in range(8)]),
+        processing_class=words,
+        rollout_func=rollout(d.DoorWorld, max_turns),
+    )
+
+
+def test_rollouts_mask_what_the_environment_says(words, tmp_path):
+    trainer = door_trainer(words, tmp_path)
+    found = trainer.rollout_func(["5", "5", "6"], trainer)
+    assert found["prompt_ids"][0] == found["prompt_ids"][1] != found["prompt_ids"][2]
+    for row in range(3):
+        ids, mask, steps = (found[key][row] for key in ("completion_ids", "env_mask", "steps"))
+        assert len(ids) == len(mask) and sum(mask) == len(steps) == found["turns"][row] == 4
+        own = [token for token, policy in zip(ids, mask, strict=True) if policy]
+        assert [words.decode([token], skip_special_tokens=True) for token in own] == [step.action for step in steps]
+        assert steps[0].state == words.decode(found["prompt_ids"][row])
+        assert steps[0].good == d.right_action(steps[0].state, steps[0].action)
+
+
+def test_environment_tokens_get_no_gradient(words, tmp_path):
+    trainer = door_trainer(words, tmp_path, beta=0.0)
+    trainer.train()
+    batch = trainer._buffered_inputs[0]
+    assert (batch["tool_mask"] == 0).any()
+    changed = dict(batch, advantages=torch.randn(8))
+    plain = trainer._compute_loss(trainer.model, changed).item()
+
+    def shifted(module, inputs, output):  # another distribution at the environment's tokens
+        if getattr(output, "log_probs", None) is not None:
+            length = batch["completion_ids"].shape[1]
+            output.log_probs[:, -length:] = output.log_probs[:, -length:] + 3.0 * (1 - batch["tool_mask"])
+        return output
+
+    handle = trainer.model.register_forward_hook(shifted)
+    with torch.no_grad():
+        assert trainer._compute_loss(trainer.model, changed).item() == pytest.approx(plain, abs=1e-7)
+    handle.remove()
+
+
+def test_gcd_takes_the_decisions_of_a_rollout(words, tmp_path):
+    trainer = door_trainer(words, tmp_path, gcd.GCDGRPOTrainer)
+    trainer.gcd = gcd.GCD(gcd.OracleLabeler(), template="{state} judge {action}", labels=("bad", "good"))
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["gcd/good"] + logged["gcd/bad"] > 8
+    pair = trainer._gcd_replay.pairs()[0]
+    assert pair.good == d.right_action(pair.state, pair.action)
+
+
+def test_act_samples_by_the_policy(words, tmp_path):
+    trainer = door_trainer(words, tmp_path)
+    go = words("go").input_ids[0]
+    with torch.no_grad():
+        trainer.model.lm_head.weight.zero_()
+        trainer.model.lm_head.weight[go] = trainer.model.model.norm.weight * 0 + 50.0
+    sequences = [words("start act").input_ids, words("start room1 room2 act").input_ids]
+    with torch.no_grad():
+        hidden = [
+            trainer.model(torch.tensor([s]), output_hidden_states=True).hidden_states[-1][0, -1] for s in sequences
+        ]
+    expected = [bool(h.sum() > 0) for h in hidden]
+    assert [answer == [go] for answer in act(trainer, sequences, 1)] == expected
+
+
+def test_outcome_is_the_reward():
+    assert outcome([0.0, 1.0]) == [0.0, 1.0] and Turn("", 0.0, True).good is None

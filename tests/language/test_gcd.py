@@ -1,0 +1,146 @@
+"""Generative classification: labels, pairs, their way through TRL, and what the loss sees."""
+
+import random
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra language")
+
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+from tests.language.conftest import weights  # noqa: E402
+from trimtab.errors import UsageError  # noqa: E402
+from trimtab.language import gcd as g  # noqa: E402
+from trimtab.language.objectives import IGNORED  # noqa: E402
+
+pytestmark = pytest.mark.language
+
+TEMPLATE = "{state} w9 {action}"
+
+
+def settings(coef: float = 0.5, **more) -> g.GCD:
+    judge = g.CriticLabeler(lambda state, action: action.split()[0] in ("w0", "w1") if action else None)
+    return g.GCD(judge, coef, TEMPLATE, ("w10", "w11"), **more)
+
+
+def test_outcomes_label_a_hand_made_group():
+    steps = [
+        g.Step("s", "go", 1.0),
+        g.Step("s", "go", 0.0),
+        g.Step("s", "wait", 0.0),
+        g.Step("s", "unlock", 0.5),
+        g.Step("alone", "go", 1.0, advantage=0.8),
+        g.Step("also alone", "go", 1.0, advantage=0.3),
+        g.Step("always", "go", 1.0),
+        g.Step("always", "go", 1.0),
+    ]
+    # The mean of s is 0.375: go has 0.5 (good), wait 0 (bad), unlock 0.5 (good); ties and weak evidence stay unknown.
+    assert g.OutcomeLabeler().label(steps) == [True, True, False, True, True, None, None, None]
+    assert g.OutcomeLabeler(delta=0.5).label(steps)[:4] == [None, None, False, None]
+    pairs = g.build_pairs(steps, g.OutcomeLabeler())
+    assert pairs == [
+        g.Pair("s", "go", True),
+        g.Pair("s", "wait", False),
+        g.Pair("s", "unlock", True),
+        g.Pair("alone", "go", True),
+    ]
+
+
+def test_the_environment_and_a_judge_label():
+    steps = [g.Step("s", "go", 0.0, good=True), g.Step("s", "go", 0.0, good=None), g.Step("s", "wait", 1.0, good=False)]
+    assert g.OracleLabeler().label(steps) == [True, None, False]
+    asked = []
+    judge = g.CriticLabeler(lambda state, action: asked.append(action) or action == "go")
+    assert judge.label(steps) == [True, True, False]
+    assert asked == ["go", "wait"]
+
+
+def test_replay_keeps_rare_classes_and_prefers_the_newest_label():
+    replay = g.Replay(2)
+    replay.add([g.Pair("s", "go", True), g.Pair("s", "wait", False)])
+    replay.add([g.Pair("s", "go", False)])
+    assert replay.pairs() == [g.Pair("s", "go", False), g.Pair("s", "wait", False)]
+    replay.add([])
+    assert replay.pairs() == [g.Pair("s", "go", False)]
+
+
+@pytest.mark.parametrize("good, bad, most", [(100, 3, 10), (3, 100, 10), (100, 100, 10), (2, 3, 10), (0, 50, 10)])
+def test_the_rarer_class_is_kept(good, bad, most):
+    pairs = [g.Pair(f"s{i}", "go", i < good) for i in range(good + bad)]
+    random.Random(0).shuffle(pairs)
+    chosen = g.balanced(pairs, most, seed=1)
+    counts = [sum(p.good == side for p in chosen) for side in (True, False)]
+    assert sum(counts) == min(most, good + bad) and len(set(chosen)) == len(chosen)
+    assert min(counts) == min(good, bad, most // 2)
+
+
+def test_pairs_are_spread_over_the_rows_of_a_batch(tokenizer):
+    pairs = [g.Pair("w0 w1", f"w{i}", i % 2 == 0) for i in range(5)]
+    found = g.spread(pairs, 4, settings(), tokenizer, "cpu")
+    assert found["gcd_ids"].shape == (4, 2, 4) and found["gcd_labels"].shape == (4, 2)
+    assert found["gcd_labels"].tolist() == [[1, 1], [0, IGNORED], [1, IGNORED], [0, IGNORED]]
+    row = found["gcd_ids"][1, 0]
+    assert tokenizer.decode(row) == "w0 w1 w9 w1" and found["gcd_mask"][1, 0].tolist() == [1, 1, 1, 1]
+    assert found["gcd_mask"][1, 1].sum() == 0
+    assert g.spread([], 4, settings(), tokenizer, "cpu")["gcd_labels"].tolist() == [[IGNORED]] * 4
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (("w1 w2", "w3"), "'w1 w2' is 2 tokens in this model's vocabulary"),
+        (("w1", "splendid"), "'splendid' is unknown to it"),
+        (("w1", "w1"), "are the same token"),
+    ],
+)
+def test_labels_are_single_tokens(tokenizer, labels, message):
+    with pytest.raises(UsageError, match=message):
+        g.label_ids(tokenizer, labels)
+
+
+def test_the_question_begins_with_the_state():
+    with pytest.raises(UsageError, match="must begin with"):
+        g.GCD(g.OracleLabeler(), template="Is {action} good in {state}?")
+
+
+def test_coef_zero_is_plain_grpo_bit_for_bit(make_grpo, model):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = make_grpo(GRPOTrainer, GRPOConfig)
+    plain.train()
+    after = weights(plain)
+    model.load_state_dict(start)
+    ours = make_grpo(g.GCDGRPOTrainer, GRPOConfig)
+    ours.gcd = settings(coef=0.0)
+    ours.train()
+    assert all(torch.equal(a, b) for a, b in zip(after, weights(ours), strict=True))
+    model.load_state_dict(start)
+    moved = make_grpo(g.GCDGRPOTrainer, GRPOConfig)
+    moved.gcd = settings()
+    moved.train()
+    assert not all(torch.equal(a, b) for a, b in zip(after, weights(moved), strict=True))
+    logged = moved.state.log_history[0]
+    assert logged["gcd/good"] + logged["gcd/bad"] > 0 and 0.0 <= logged["gcd/accuracy"] <= 1.0
+
+
+def test_the_loss_adds_the_classification_of_its_own_rows(make_grpo):
+    trainer = make_grpo(g.GCDGRPOTrainer, GRPOConfig, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    trainer.gcd = settings(coef=2.0)
+    losses = []
+    compute = GRPOTrainer._compute_loss
+
+    def spy(self, model, inputs):
+        plain = compute(self, model, inputs)
+        losses.append((inputs, plain.item()))
+        return plain
+
+    total = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "_compute_loss", spy)
+        backward = trainer.accelerator.backward
+        patch.setattr(trainer.accelerator, "backward", lambda loss: total.append(loss.item()) or backward(loss))
+        patch.setattr(trainer.args, "max_steps", 1)
+        trainer.train()
+    logged = trainer.state.log_history[0]
+    extra = [whole - plain for whole, (_, plain) in zip(total, losses, strict=True)]
+    assert len(extra) == 2
+    assert sum(extra) == pytest.approx(2.0 * logged["gcd/loss"], rel=1e-4)  # the mean of both, by coef

@@ -1,0 +1,333 @@
+"""`trimtab language train` from the command line, in this process; and every kind of bad input, one line each."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra language")
+
+from trimtab.cli.main import main  # noqa: E402
+from trimtab.language import starter  # noqa: E402
+from trimtab.language import tasks as t  # noqa: E402
+from trimtab.language.hacking import hacking_verdict  # noqa: E402
+from trimtab.run.folder import read_rows  # noqa: E402
+
+pytestmark = pytest.mark.language
+
+SMALL = [
+    "--batch-size",
+    "8",
+    "--num-generations",
+    "4",
+    "--max-completion-length",
+    "5",
+    "--eval-prompts",
+    "4",
+    "--checkpoint-freq",
+    "2",
+    "--log",
+    "csv",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny model, a task and rewards, as `trimtab language try` makes them."""
+    folder = tmp_path_factory.mktemp("start") / "first"
+    assert starter.make(folder).startswith("trimtab language train grpo --model")
+    return folder
+
+
+def train(place, *more, trainer="grpo", out=None):
+    words = ["language", "train", trainer, "--model", f"{place}/model", "--task", f"{place}/words.jsonl"]
+    words += ["--reward", f"{place}/my_rewards.py", *SMALL, "--out", str(out or place / "runs")]
+    return main([*words, *more])
+
+
+def folder_of(capsys):
+    out = capsys.readouterr().out
+    return Path(next(line for line in out.splitlines() if line.startswith("run ")).split()[1])
+
+
+def values(run, name):
+    return [float(row["value"]) for row in read_rows(run / "metrics.csv") if row["name"] == name]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """A run of four steps with gradient regularisation, uninterrupted."""
+    assert (
+        train(
+            place,
+            *["--algorithm", "gradreg", "--gamma", "2", "--learning-rate", "1e-3", "--steps", "4", "--name", "whole"],
+        )
+        == 0
+    )
+    return place / "runs" / "words" / "grpo-gradreg" / "whole"
+
+
+def test_a_run_leaves_the_usual_folder(whole):
+    config = json.loads((whole / "config.json").read_text())
+    assert config["agent"] == "grpo-gradreg" and config["env"] == "words" and config["seed"] == 0
+    assert (whole / "command.txt").read_text().startswith("trimtab language train grpo --model")
+    assert json.loads((whole / "env.json").read_text())["versions"]["trl"] == "1.16.0"
+    for name in ("rollout/ep_rew_mean", "rollout/gold", "rollout/ep_len_mean", "train/entropy", "train/grad_norm"):
+        assert len(values(whole, name)) == 4, name
+    assert values(whole, "train/gr_gamma") == [2.0] * 4 and values(whole, "train/gr_g1_norm")[0] > 0
+    assert (whole / "DONE").exists() and (whole / "final" / "tokenizer.json").exists()
+    assert "mean" in json.loads((whole / "evaluation.json").read_text())
+    (verdict,) = json.loads((whole / "diagnose.json").read_text())["verdicts"]
+    assert verdict["name"] == "hacking" and verdict["level"] == "warn"  # four points are too few
+
+
+def test_the_report_shows_it(whole, tmp_path, capsys):
+    assert main(["report", str(whole), "--out", str(tmp_path)]) == 0
+    page = json.loads((tmp_path / "report.json").read_text())
+    (task,) = page["tasks"]
+    assert task["axis"] == "optimiser steps" and task["groups"][0]["agent"] == "grpo-gradreg"
+    assert page["runs"][0]["verdicts"][0]["name"] == "hacking"
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(place, whole, tmp_path, capsys, monkeypatch):
+    from trimtab.language import train as module
+
+    note = module.Logbook.on_step_end
+
+    def interrupt(self, args, state, control, **unused):
+        if state.global_step == 2 and not self.stopped:
+            self.stopped = 2
+        note(self, args, state, control)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Logbook, "on_step_end", interrupt)
+        flags = ["--algorithm", "gradreg", "--gamma", "2", "--learning-rate", "1e-3", "--steps", "4", "--name", "half"]
+        assert train(place, *flags, out=tmp_path) == 130
+    half = tmp_path / "words" / "grpo-gradreg" / "half"
+    assert "go on with `trimtab resume" in capsys.readouterr().err
+    assert not (half / "DONE").exists()
+    assert main(["resume", str(half)]) == 0
+    for name in ("rollout/ep_rew_mean", "train/loss", "train/gr_g2_norm"):
+        assert values(half, name) == values(whole, name), name
+    load = lambda run: __import__("safetensors.torch").torch.load_file(run / "final" / "model.safetensors")
+    a, b = load(whole), load(half)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert main(["resume", str(half)]) == 0
+    assert "is finished: nothing to resume" in capsys.readouterr().out
+
+
+def test_lora_trains_adapters_alone(place, tmp_path, capsys):
+    flags = [*["--algorithm", "gcd", "--labels", "w10", "w11", "--template"], "{state} w9 {action}"]
+    assert train(place, *flags, "--steps", "1", "--lora", "2", "--beta", "0.1", out=tmp_path) == 0
+    run = folder_of(capsys)
+    assert (run / "final" / "adapter_model.safetensors").exists()
+    assert values(run, "train/kl") == [0.0] and len(values(run, "train/gcd_loss")) == 1
+
+
+def test_a_text_environment_and_a_coupling_probe(place, tmp_path, capsys):
+    from trimtab.language.envs.door_world import WORDS
+    from trimtab.language.tiny import save, tiny_model, word_tokenizer
+
+    words = word_tokenizer(WORDS)
+    save(tiny_model(words, width=16, heads=2, positions=256), words, tmp_path / "model")
+    probe = tmp_path / "probe.jsonl"
+    rows = [dict(state="start open", action="go", good=True), dict(state="start locked", action="go", good=False)]
+    probe.write_text("\n".join(map(json.dumps, rows)))
+    command = [
+        "language",
+        "train",
+        "grpo",
+        "--model",
+        f"{tmp_path}/model",
+        *["--env", "door-world", "--max-turns", "3"],
+    ]
+    flags = [
+        "--algorithm",
+        "gcd",
+        "--labeler",
+        "oracle",
+        "--labels",
+        "bad",
+        "good",
+        "--template",
+        "{state} judge {action}",
+    ]
+    more = ["--probe", str(probe), "--steps", "1", *SMALL, "--out", str(tmp_path / "runs")]
+    assert main([*command, *flags, *more]) == 0
+    run = folder_of(capsys)
+    assert len(values(run, "diagnostics/coupling_gradient_cosine")) == 1
+    assert values(run, "rollout/ep_rew_mean") and values(run, "train/gcd_accuracy")
+
+
+# Bad input
+
+
+def fails(capsys, status, *parts):
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("trimtab: ") and "\n" not in err and "Traceback" not in err, err
+    for part in parts:
+        assert part in err, err
+    return status
+
+
+@pytest.mark.parametrize(
+    "body, parts",
+    [
+        ("return [float('nan')] * len(completions)", ["reward function paid returned nan", "for the prompt 'w"]),
+        ("return [None] * len(completions)", ["reward function paid returned None", "for the prompt 'w"]),
+        ("return [1.0]", ["reward function paid returned 1 rewards for 8 completions", "of the prompt 'w"]),
+        ("return 3", ["reward function paid returned int: return a list of numbers"]),
+        ("return [1 / (p != 'w0 w1') for p in prompts]", ["reward function paid raised ZeroDivisionError"]),
+    ],
+    ids=["nan", "none", "length", "int", "raises"],
+)
+def test_a_broken_reward_names_the_function_and_the_prompt(place, tmp_path, capsys, body, parts):
+    file = tmp_path / "mine.py"
+    file.write_text(f"def paid(prompts, completions):\n    {body}\n")
+    given = dict(prompts=["w0 w1"] * 4 + ["w2 w3"] * 4, completions=["w0"] * 8, completion_ids=[[4]] * 8)
+    (reward,) = t.read_rewards([str(file)])
+    with pytest.raises(t.RunError) as found:
+        reward(**given, column=[1] * 8)
+    assert all(part in str(found.value) for part in parts), found.value
+    if "raises" in body or "ZeroDivision" in parts[0]:
+        assert "for the prompt 'w0 w1'" in str(found.value)
+
+
+def test_a_broken_reward_ends_the_command_with_one_line(place, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def paid(completions):\n    return [float('nan')] * len(completions)\n")
+    words = ["language", "train", "grpo", "--model", f"{place}/model", "--task", f"{place}/words.jsonl", *SMALL]
+    assert main([*words, "--reward", str(file), "--out", str(tmp_path)]) == 1
+    fails(capsys, 1, "the reward function paid returned nan for the prompt 'w")
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ('{"prompt": "a"}\n{"prompt": ', ["line 2 is not JSON"]),
+        ('{"prompt": "a"}\n\n{"promt": "b"}', ["line 3 has no 'prompt'; is 'promt' meant?"]),
+        ('["a"]', ["line 1 has no 'prompt'"]),
+        ('{"prompt": 3}', ["line 1: a prompt is text or a list of messages"]),
+        ('{"prompt": " "}', ["line 1: the prompt is empty"]),
+        (
+            '{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}',
+            ["line 2: prompts must be all text or all"],
+        ),
+        ('{"prompt": "a", "completions": 1}', ["line 1: the column 'completions'"]),
+        ("", ["is empty"]),
+    ],
+)
+def test_a_bad_task_line_is_named(place, tmp_path, capsys, text, parts):
+    (tmp_path / "task.jsonl").write_text(text)
+    assert train(place, "--task", str(tmp_path / "task.jsonl"), out=tmp_path) == 2
+    fails(capsys, 2, "task.jsonl", *parts)
+    assert not list(tmp_path.glob("**/config.json"))
+
+
+@pytest.mark.parametrize(
+    "more, parts",
+    [
+        (["--model", "{tmp}/nothing"], ["no tokenizer at", "nothing"]),
+        (["--model", "{tmp}/bare"], ["holds no tokenizer", "--tokenizer"]),
+        (["--task", "{tmp}/none.jsonl"], ["no such task file"]),
+        (["--reward", "{tmp}/none.py"], ["no such file"]),
+        (["--reward", "{place}/my_rewards.py:low_word"], ["has no function 'low_word': did you mean 'low_words'?"]),
+        (["--reward", "{place}/my_rewards.py:gold"], ["only measured"]),
+        (["--batch-size", "6"], ["must be a multiple of num_generations (4)"]),
+        (["--algorithm", "gradreg"], ["gradreg needs --gamma above 0"]),
+        (["--gamma", "1"], ["add --algorithm gradreg"]),
+        (["--algorithm", "gcd", "--labels", "w1 w2", "w3"], ["the label 'w1 w2' is 2 tokens"]),
+        (["--algorithm", "gcd", "--labels", "w1", "w3", "--labeler", "oracle"], ["needs --env"]),
+        (["--reset-reference", "5"], ["needs --beta"]),
+        (["--reward-weights", "1", "2"], ["2 reward weights for 1 paid"]),
+        (["--loss", "best"], ["unknown loss 'best'"]),
+        (["--lora", "2", "--lora-targets", "attention", "--steps", "1"], ["no modules attention"]),
+        (["--algorithm", "best"], ["algorithm", "gradreg"]),
+        (["--log", "paper"], ["unknown logger 'paper'"]),
+    ],
+)
+def test_bad_flags_are_one_line(place, tmp_path, capsys, more, parts):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    more = [word.format(tmp=tmp_path, place=place) if word[0] == "{" and "state" not in word else word for word in more]
+    assert train(place, *more, out=tmp_path / "runs") == 2
+    fails(capsys, 2, *parts)
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["language"], ["name a command"]),
+        (["language", "fly"], ["unknown command 'fly'"]),
+        (["language", "train", "ppo"], ["unknown trainer 'ppo'", "grpo|rloo"]),
+        (["language", "train", "--model", "x"], ["the trainer comes first"]),
+    ],
+)
+def test_wrong_commands(words, parts, capsys):
+    assert main(words) == 2
+    fails(capsys, 2, *parts)
+
+
+def test_without_the_extra_one_line_names_it(capsys, monkeypatch):
+    from trimtab import language
+
+    monkeypatch.setattr(language, "NEEDED", ("torch", "no_such_package_of_theirs"))
+    assert main(["language", "train", "grpo", "--model", "x"]) == 2
+    fails(capsys, 2, "no_such_package_of_theirs", "pip install 'trimtab[language]'")
+
+
+# The verdict
+
+
+def series(start, end, n=100, noise=0.05, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.linspace(start, end, n) + noise * torch.randn(n, generator=generator)).tolist()
+
+
+def test_hacking_is_called_by_its_name():
+    up, down, flat = series(0, 1), series(1, 0, seed=1), series(0.5, 0.5, seed=2)
+    hump = series(0, 1, 50, seed=3) + series(1, 0.5, 50, seed=4)
+    assert hacking_verdict(up, down)[0]["level"] == "bad"
+    assert hacking_verdict(up, hump)[0]["level"] == "bad"
+    assert hacking_verdict(up, flat)[0]["level"] == "warn"
+    assert hacking_verdict(up, series(0, 1, seed=5))[0]["level"] == "ok"
+    assert hacking_verdict(flat, down)[0]["level"] == "ok"
+    assert "no gold reward" in hacking_verdict(up, [])[0]["text"]
+    assert "too few" in hacking_verdict(up[:4], up[:4])[0]["text"]
+    figures = hacking_verdict(up, down)[1]
+    assert figures["hacking/proxy_rise"] == pytest.approx(0.8, abs=0.05)
+    assert figures["hacking/gold_rise"] == pytest.approx(-0.8, abs=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_run(place, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--mixed_precision",
+        "no",
+    ]
+    words = ["-m", "trimtab.cli.main", "language", "train", "grpo", "--model", f"{place}/model", "--task"]
+    words += [
+        f"{place}/words.jsonl",
+        "--reward",
+        f"{place}/my_rewards.py",
+        *SMALL,
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "2",
+    ]
+    more = ["--algorithm", "gradreg", "--gamma", "2", "--accumulation", "2", "--device", "cpu"]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run([*command, *words, *more], capture_output=True, text=True, env=variables, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (done,) = tmp_path.glob("**/DONE")
+    assert len(values(done.parent, "train/gr_g1_norm")) == 2

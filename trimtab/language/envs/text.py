@@ -1,0 +1,226 @@
+"""What a text environment is, and how a policy plays it inside GRPO.
+
+    tokens of one episode:  observation 0 | action 0 | observation 1 | action 1 | ...
+
+The first observation is the prompt. Everything after it is the completion, in which observations are masked: they get
+no gradient, and do not count in any mean.
+"""
+
+import abc
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trimtab.language.gcd import Step
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an environment answers to an action."""
+
+    observation: str
+    """what the policy reads next; nothing is asked of it after the last."""
+    reward: float
+    done: bool
+    good: bool | None = None
+    """whether the action was a step towards the goal, where the environment knows."""
+
+
+class AbstractTextEnv(abc.ABC):
+    """An environment that speaks. One instance plays one episode at a time; all its randomness comes from `reset`."""
+
+    @abc.abstractmethod
+    def reset(self, seed: int) -> str:
+        """The first observation of the episode of this seed."""
+
+    @abc.abstractmethod
+    def step(self, action: str) -> Turn:
+        """What follows from the action, given as the model wrote it."""
+
+    @abc.abstractmethod
+    def kind(self) -> str:
+        """The type of the present state, by which `Correction` counts; the empty string where there are no types."""
+
+
+@dataclass
+class Correction:
+    """Prompt-based correction: a line in the training prompt against a flaw that has become a habit.
+
+    Every `every` batches the rate of each (kind of state, flawed action) is looked at. Above `danger` the `hint` for it
+    is put before the state with probability `chance`, until its rate is below `safe`. Evaluation never sees it.
+    """
+
+    hint: Callable[[str, str], str]
+    """(kind, action) -> the line, such as "do not go when the door is locked"."""
+    every: int = 10
+    danger: float = 0.5
+    safe: float = 0.2
+    chance: float = 0.5
+    active: dict[str, str] = field(default_factory=dict)
+    """kind -> line that is being shown."""
+    _counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    _visits: dict[str, int] = field(default_factory=dict)
+    _batches: int = 0
+
+    def observe(self, kind: str, action: str, flawed: bool) -> None:
+        """One decision without a hint."""
+        self._visits[kind] = self._visits.get(kind, 0) + 1
+        if flawed:
+            counts = self._counts.setdefault(kind, {})
+            counts[action] = counts.get(action, 0) + 1
+
+    def line(self, kind: str, draw: random.Random) -> str:
+        """What to put before a state of this kind; mostly nothing."""
+        return self.active[kind] if kind in self.active and draw.random() < self.chance else ""
+
+    def batch_done(self) -> None:
+        """After each batch of rollouts."""
+        self._batches += 1
+        if self._batches % self.every:
+            return
+        for kind, visits in self._visits.items():
+            counts = self._counts.get(kind, {})
+            action = max(counts, key=lambda name: counts[name], default="")
+            rate = counts.get(action, 0) / visits
+            if rate > self.danger:
+                self.active[kind] = self.hint(kind, action)
+            elif rate < self.safe:
+                self.active.pop(kind, None)
+        self._counts.clear()
+        self._visits.clear()
+
+
+def rollout(
+    factory: Callable[[], AbstractTextEnv],
+    max_turns: int,
+    max_action_tokens: int = 1,
+    gamma: float = 1.0,
+    correction: Correction | None = None,
+) -> Callable[[list[str], Any], dict[str, Any]]:
+    """A `rollout_func` for TRL: plays the episode whose seed stands in each prompt, all of a batch side by side.
+
+    Reward functions get `outcome` (sum of rewards), `turns` and `steps` (`Step`s of each episode) as columns.
+    """
+
+    def play(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        envs = [factory() for _ in prompts]
+        training = trainer.model.training
+        draw = random.Random(trainer.state.global_step)
+        active = correction if training else None
+        texts = [env.reset(int(prompt)) for env, prompt in zip(envs, prompts, strict=True)]
+        hinted = [False] * len(envs)
+        episodes = [Episode(_encode(trainer, text)) for text in texts]
+        for _ in range(max_turns):
+            open_ = [index for index, episode in enumerate(episodes) if not episode.done]
+            if not open_:
+                break
+            answers = act(trainer, [episodes[index].tokens for index in open_], max_action_tokens)
+            for index, ids in zip(open_, answers, strict=True):
+                action = trainer._tokenizer.decode(ids, skip_special_tokens=True).strip()
+                kind, turn = envs[index].kind(), envs[index].step(action)
+                if active is not None and not hinted[index]:
+                    active.observe(kind, action, turn.good is False)
+                episodes[index].add(texts[index], action, ids, turn)
+                line = active.line(envs[index].kind(), draw) if active is not None and not turn.done else ""
+                texts[index], hinted[index] = f"{line} {turn.observation}".strip(), bool(line)
+                if not turn.done:
+                    episodes[index].read(_encode(trainer, " " + texts[index]))
+        if active is not None:
+            active.batch_done()
+        return {
+            "prompt_ids": [episode.prompt for episode in episodes],
+            "completion_ids": [episode.completion for episode in episodes],
+            "env_mask": [episode.mask for episode in episodes],
+            "logprobs": None,
+            "outcome": [sum(episode.rewards) for episode in episodes],
+            "turns": [float(len(episode.rewards)) for episode in episodes],
+            "steps": [episode.steps(gamma) for episode in episodes],
+        }
+
+    return play
+
+
+class Episode:
+    """The tokens of one episode and what was decided in it."""
+
+    def __init__(self, prompt: list[int]) -> None:
+        self.prompt = prompt
+        self.completion: list[int] = []
+        self.mask: list[int] = []
+        self.rewards: list[float] = []
+        self.done = False
+        self._decisions: list[tuple[str, str, bool | None]] = []
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.completion
+
+    def add(self, state: str, action: str, ids: list[int], turn: Turn) -> None:
+        """The policy's own tokens, and what came of them."""
+        self.completion += ids
+        self.mask += [1] * len(ids)
+        self.rewards.append(turn.reward)
+        self.done = turn.done
+        self._decisions.append((state, action, turn.good))
+
+    def read(self, ids: list[int]) -> None:
+        """The environment's tokens."""
+        self.completion += ids
+        self.mask += [0] * len(ids)
+
+    def steps(self, gamma: float) -> list[Step]:
+        """The decisions with the outcome, discounted by the steps that were still to come."""
+        outcome, last = sum(self.rewards), len(self._decisions) - 1
+        return [
+            Step(state, action, gamma ** (last - index) * outcome, good)
+            for index, (state, action, good) in enumerate(self._decisions)
+        ]
+
+
+def _encode(trainer: Any, text: str) -> list[int]:
+    return trainer._tokenizer(text, add_special_tokens=False).input_ids
+
+
+def act(trainer: Any, sequences: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """Samples up to `tokens` tokens after each sequence, at the trainer's temperature."""
+    tokenizer, device = trainer._tokenizer, trainer.accelerator.device
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
+        mask[row, longest - len(sequence) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            if tokens == 1:  # one forward pass: `generate` costs ten times as much for a single token
+                logits = model(input_ids=ids, attention_mask=mask).logits[:, -1].float() / trainer.temperature
+                return [[int(token)] for token in torch.multinomial(logits.softmax(-1), 1)[:, 0]]
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=tokens,
+                do_sample=True,
+                temperature=trainer.temperature,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+    finally:
+        model.train(training)
+    ends = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    answers = []
+    for row in out[:, longest:].tolist():
+        kept = next((i for i, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[: max(1, kept)])
+    return answers
+
+
+def outcome(outcome: list[float]) -> list[float]:
+    """The reward function of text environments: the sum of the episode's rewards."""
+    return outcome

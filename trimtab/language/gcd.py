@@ -1,0 +1,286 @@
+"""Generative classification disentanglement against gradient coupling (arXiv:2509.23870).
+
+    L     = L_GRPO + lambda L_GCD                                                                               (1)
+    L_GCD = - sum_n w_y log pi(v_y | C(s, a)),  y in {good, bad},  w_y = 1 / (2 N_y)                            (2)
+
+The actor itself is asked whether an action was good: C(s, a) is the acting prompt of s, verbatim, then the action and
+a question; the answer is one token of the vocabulary. The verdict trains the features that acting uses, so that a good
+action in one state and a bad one in a like state lose their coupling. Labels are the only thing that gets no gradient.
+
+Labels come from what became of the action in the same state over all rollouts (`OutcomeLabeler`), from what the
+environment knows (`OracleLabeler`), or from a judge (`CriticLabeler`). Pairs of the last `replay` batches stay: once an
+action is no longer sampled its label would disappear.
+
+| metric | formula |
+|---|---|
+| gcd/loss | (2), before lambda |
+| gcd/accuracy | share of the labelled pairs whose likelier verdict is right |
+| gcd/good, gcd/bad | pairs of each class in the batch |
+
+Ours, since the paper's text could not be had: the template, the labels' rules, class weights, replay, and that the
+softmax of (2) runs over the two label tokens alone (`full_vocab` for all).
+"""
+
+# pyright: reportPrivateImportUsage=false
+
+import abc
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from trimtab.errors import UsageError
+from trimtab.language.objectives import IGNORED, gcd_accuracy, gcd_loss, last_token
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decision of a rollout, as the classifier sees it."""
+
+    state: str
+    """the text that the policy acted on."""
+    action: str
+    value: float
+    """return from here on: the outcome, discounted by the steps left."""
+    good: bool | None = None
+    """what the environment says of the action, where it knows."""
+    advantage: float = 0.0
+    """advantage of the whole trajectory."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A labelled decision."""
+
+    state: str
+    action: str
+    good: bool
+
+
+class AbstractLabeler(abc.ABC):
+    """Says which decisions were good."""
+
+    @abc.abstractmethod
+    def label(self, steps: Sequence[Step]) -> list[bool | None]:
+        """Good, bad or unknown, for each step of one batch of rollouts."""
+
+
+@dataclass(frozen=True)
+class OutcomeLabeler(AbstractLabeler):
+    """Compares, among all visits of the same state, those in which the action was taken with all of them.
+
+    Good if their mean value is above the mean over all visits by more than `delta` standard deviations, bad if it is
+    below by as much. A state that was visited once is judged by the sign of its trajectory's advantage, if that is
+    beyond `sure`.
+    """
+
+    delta: float = 0.1
+    sure: float = 0.5
+
+    def label(self, steps: Sequence[Step]) -> list[bool | None]:
+        """Each step's label; None where the evidence is too small."""
+        visits: dict[str, list[float]] = {}
+        taken: dict[tuple[str, str], list[float]] = {}
+        for step in steps:
+            visits.setdefault(step.state, []).append(step.value)
+            taken.setdefault((step.state, step.action), []).append(step.value)
+        return [self._one(step, visits[step.state], taken[step.state, step.action]) for step in steps]
+
+    def _one(self, step: Step, every: list[float], mine: list[float]) -> bool | None:
+        if len(every) == 1:
+            return step.advantage > 0 if abs(step.advantage) > self.sure else None
+        mean = sum(every) / len(every)
+        spread = (sum((value - mean) ** 2 for value in every) / len(every)) ** 0.5
+        margin = sum(mine) / len(mine) - mean
+        return None if abs(margin) <= self.delta * spread else margin > 0
+
+
+@dataclass(frozen=True)
+class OracleLabeler(AbstractLabeler):
+    """What the environment said: `Step.good`."""
+
+    def label(self, steps: Sequence[Step]) -> list[bool | None]:
+        """Each step's own word."""
+        return [step.good for step in steps]
+
+
+@dataclass(frozen=True)
+class CriticLabeler(AbstractLabeler):
+    """A frozen judge: `judge(state, action)` is True, False, or None where it does not know."""
+
+    judge: Callable[[str, str], bool | None]
+
+    def label(self, steps: Sequence[Step]) -> list[bool | None]:
+        """Asks once for each different pair."""
+        asked: dict[tuple[str, str], bool | None] = {}
+        for step in steps:
+            if (step.state, step.action) not in asked:
+                asked[step.state, step.action] = self.judge(step.state, step.action)
+        return [asked[step.state, step.action] for step in steps]
+
+
+@dataclass(frozen=True)
+class GCD:
+    """What `GCDMixin` does beside GRPO."""
+
+    labeler: AbstractLabeler
+    coef: float = 0.5
+    """lambda in (1); 0 is plain GRPO."""
+    template: str = "{state} {action} Is this action good or bad?"
+    """C(s, a). It begins with the state, so that acting and judging share their features."""
+    labels: tuple[str, str] = (" bad", " good")
+    """the two answers, bad first; each one token."""
+    max_pairs: int = 128
+    """pairs of one batch, half of each class where there are as many."""
+    replay: int = 4
+    """batches whose pairs are kept."""
+    full_vocab: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.template.startswith("{state}") or "{action}" not in self.template:
+            raise UsageError(f"the template must begin with {{state}} and hold {{action}}, got {self.template!r}")
+        if self.coef < 0.0 or self.max_pairs < 2 or self.replay < 1:
+            raise UsageError("coef must not be negative, max_pairs at least 2, replay at least 1")
+
+
+def label_ids(tokenizer: Any, labels: tuple[str, str]) -> tuple[int, int]:
+    """The tokens of the two answers. Raises `UsageError` for one that is no single token of this vocabulary."""
+    found = []
+    for label in labels:
+        ids = tokenizer(label, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            pieces = "unknown to it" if ids == [tokenizer.unk_token_id] else f"{len(ids)} tokens"
+            raise UsageError(
+                f"the label {label!r} is {pieces} in this model's vocabulary: choose two of one token each, such "
+                "as ' good' and ' bad' with a blank, or 'good' and 'bad' without"
+            )
+        found.append(ids[0])
+    if found[0] == found[1]:
+        raise UsageError(f"the labels {labels[0]!r} and {labels[1]!r} are the same token: choose two that differ")
+    return found[0], found[1]
+
+
+def build_pairs(steps: Sequence[Step], labeler: AbstractLabeler) -> list[Pair]:
+    """The labelled decisions of a batch, each once, in the order of their first appearance."""
+    known = zip(steps, labeler.label(steps), strict=True)
+    return list(dict.fromkeys(Pair(step.state, step.action, good) for step, good in known if good is not None))
+
+
+class Replay:
+    """The pairs of the last few batches; a newer label of the same decision replaces the older."""
+
+    def __init__(self, batches: int) -> None:
+        self._batches: deque[list[Pair]] = deque(maxlen=batches)
+
+    def add(self, pairs: list[Pair]) -> None:
+        """One batch."""
+        self._batches.append(pairs)
+
+    def pairs(self) -> list[Pair]:
+        """All of them, the newest first."""
+        newest: dict[tuple[str, str], Pair] = {}
+        for batch in reversed(self._batches):
+            for pair in batch:
+                newest.setdefault((pair.state, pair.action), pair)
+        return list(newest.values())
+
+
+def balanced(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
+    """At most `most` pairs, drawn so that the rarer class is kept whole as far as half of them."""
+    draw = random.Random(seed)
+    good, bad = [pair for pair in pairs if pair.good], [pair for pair in pairs if not pair.good]
+    fewer = min(len(bad), max(most // 2, most - len(good)))
+    chosen = draw.sample(bad, fewer) + draw.sample(good, min(len(good), most - fewer))
+    draw.shuffle(chosen)
+    return chosen
+
+
+class GCDMixin:
+    """Adds lambda L_GCD to `GRPOTrainer`: `class X(GCDMixin, GRPOTrainer)`, `trainer.gcd = GCD(...)` before `train`.
+
+    Rollout functions return the decisions of each completion as a list of `Step` under the key "steps"; without one, a
+    completion is one decision in the state of its prompt.
+    """
+
+    gcd: GCD | None = None
+    _gcd_replay: Replay | None = None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        out = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        trainer: Any = self
+        if self.gcd is None or not self.gcd.coef or not trainer.model.training:
+            return out
+        if self._gcd_replay is None:
+            self._gcd_replay = Replay(self.gcd.replay)
+        self._gcd_replay.add(build_pairs(self._steps(inputs, out), self.gcd.labeler))
+        pairs = balanced(self._gcd_replay.pairs(), self.gcd.max_pairs, trainer._step)
+        for name in ("good", "bad"):
+            count = sum(pair.good == (name == "good") for pair in pairs)
+            trainer._metrics["train"][f"gcd/{name}"].append(float(count))
+        return out | spread(pairs, len(out["prompt_ids"]), self.gcd, trainer._tokenizer, out["prompt_ids"].device)
+
+    def _steps(self, inputs: list[dict[str, Any]], out: dict[str, Any]) -> list[Step]:
+        """The decisions of the rollouts, with the advantages of their trajectories."""
+        advantages = out["advantages"].tolist()
+        if inputs and "steps" in inputs[0]:
+            found = [
+                (step, advantage) for row, advantage in zip(inputs, advantages, strict=True) for step in row["steps"]
+            ]
+            return [Step(s.state, s.action, s.value, s.good, advantage) for s, advantage in found]
+        trainer: Any = self
+        tokenizer = trainer._tokenizer
+        text = lambda ids, mask, skip: tokenizer.decode(ids[mask.bool()], skip_special_tokens=skip).strip()
+        prompts = [text(*row, False) for row in zip(out["prompt_ids"], out["prompt_mask"], strict=True)]  # verbatim
+        actions = [text(*row, True) for row in zip(out["completion_ids"], out["completion_mask"], strict=True)]
+        return [
+            Step(state, action, advantage, row.get("good"), advantage)
+            for state, action, advantage, row in zip(prompts, actions, advantages, inputs, strict=True)
+        ]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        loss = super()._compute_loss(model, inputs)  # type: ignore[misc]
+        if self.gcd is None or "gcd_ids" not in inputs:
+            return loss
+        trainer: Any = self
+        labels = inputs["gcd_labels"].flatten()
+        known = labels != IGNORED
+        if not known.any():
+            return loss
+        ids, mask = inputs["gcd_ids"].flatten(0, 1)[known], inputs["gcd_mask"].flatten(0, 1)[known]
+        logits = last_token(model(input_ids=ids, attention_mask=mask).logits, mask)
+        verdicts = label_ids(trainer._tokenizer, self.gcd.labels)
+        judged = gcd_loss(logits, labels[known], verdicts, full_vocab=self.gcd.full_vocab)
+        mode = "train" if trainer.model.training else "eval"
+        trainer._metrics[mode]["gcd/loss"].append(judged.item())
+        trainer._metrics[mode]["gcd/accuracy"].append(gcd_accuracy(logits, labels[known], verdicts).item())
+        return loss + self.gcd.coef * judged / trainer.current_gradient_accumulation_steps  # (1)
+
+
+def spread(pairs: Sequence[Pair], rows: int, gcd: GCD, tokenizer: Any, device: Any) -> dict[str, torch.Tensor]:
+    """Classifications as tensors whose first axis is the batch: TRL's shuffling and splitting keep them with it.
+
+    ids and mask (rows, k, length), padded on the right; labels (rows, k), `IGNORED` where there is none.
+    """
+    texts = [gcd.template.format(state=pair.state, action=pair.action) for pair in pairs]
+    encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    each = max(1, -(-len(pairs) // rows))
+    length = max(map(len, encoded), default=1)
+    ids = torch.full((rows, each, length), tokenizer.pad_token_id)
+    mask, labels = torch.zeros_like(ids), torch.full((rows, each), IGNORED)
+    for index, (pair, tokens) in enumerate(zip(pairs, encoded, strict=True)):
+        row, place = index % rows, index // rows
+        ids[row, place, : len(tokens)] = torch.tensor(tokens)
+        mask[row, place, : len(tokens)] = 1
+        labels[row, place] = int(pair.good)
+    return {"gcd_ids": ids.to(device), "gcd_mask": mask.to(device), "gcd_labels": labels.to(device)}
+
+
+class GCDGRPOTrainer(GCDMixin, GRPOTrainer):
+    """GRPO with generative classification; its config is `GRPOConfig`."""
+
+
+GCDGRPOConfig = GRPOConfig
