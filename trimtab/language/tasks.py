@@ -79,11 +79,12 @@ class Reward:
         call = lambda rows: self.function(**_wanted(self.function, _rows(given, rows, len(prompts))))
         everyone = list(range(len(prompts)))
         try:
-            rewards: Any = call(everyone)
+            rewards = call(everyone)
         except Exception as error:
             raise self._broken(prompts, call, error) from error
-        if not isinstance(rewards, Sequence) or isinstance(rewards, str):
-            rewards = rewards.tolist() if callable(getattr(rewards, "tolist", None)) else rewards
+        as_list = getattr(rewards, "tolist", None)  # arrays and tensors will do
+        if callable(as_list):
+            rewards: Any = as_list()
         if not isinstance(rewards, list | tuple):
             raise RunError(
                 f"the reward function {self.name} returned {type(rewards).__name__}: return a list of numbers"
