@@ -32,6 +32,8 @@ SMALL: dict[str, dict[str, Any]] = {
     # Steps large enough to change the best of a few actions in six updates.
     "dqn": {"learning_rate": 0.03, "exploration_updates": 1, "target_every": 2},
     "ifql": {"candidates": 3},
+    # Draws and modes are nodes or cells of a grid: what is learnt must reach the next one.
+    "mepoly": {"order": 2, "points": 16, "learning_rate": 0.05},
     # One norm over both networks would let the size of the actor's gradient shorten the critic's step.
     "ppo": {"batch_size": 8, "n_epochs": 2, "max_grad_norm": None},
     "reengage": {"unreached_reward": None},

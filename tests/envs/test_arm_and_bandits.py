@@ -1,4 +1,4 @@
-"""Arm-track's mechanics and reward, and the curve bandits."""
+"""Arm-track's mechanics and reward, the curve bandits, and SmoothWorld."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from trimtab.envs.arm_track import ArmTrack, acceleration, energy, reference
 from trimtab.envs.bandits import CurveBandit, coverage, lemniscate, two_moons
+from trimtab.envs.smooth_world import SmoothWorld, layout
 
 
 def drift(rate_of_steps: int) -> float:
@@ -69,3 +70,43 @@ def test_bandits_pay_near_their_curve(curve):
     assert coverage(on, curve) == 1.0
     assert 0.02 <= coverage(np.repeat(on[:1], 100, 0), curve) <= 0.05
     assert coverage(np.full((100, 2), 0.99), curve) == 0.0
+
+
+def test_smooth_world_moves_stops_and_pays():
+    world = SmoothWorld.create("two_slits")
+    step = jax.jit(lambda p, a: world.step(jnp.array(p), jnp.array(a), jr.key(0)))
+    place, out = step([3.0, 3.0], [1.0, -5.0])  # actions are clipped
+    np.testing.assert_allclose(place, [3.25, 2.75])
+    np.testing.assert_allclose(out.obs, (np.array([3.25, 2.75]) - 12.5) / 12.5, rtol=1e-6)
+    assert out.reward == 0.0 and not out.terminated
+    place, _ = step([14.9, 10.0], [1.0, 1.0])  # the wall stops both directions
+    np.testing.assert_allclose(place, [14.9, 10.0])
+    place, _ = step([14.9, 5.0], [1.0, 0.0])  # but not in the slit
+    np.testing.assert_allclose(place, [15.15, 5.0], rtol=1e-6)
+    _, out = step([23.9, 5.0], [1.0, 0.0])
+    assert out.reward == 20.0 and out.terminated and out.info["success"]
+    place, _ = step([0.1, 24.9], [-1.0, 1.0])
+    assert place[0] == 0.0 and 24.9 < place[1] < 25.0
+    tree = SmoothWorld.create("tree")
+    _, out = tree.step(jnp.array([12.9, 12.5]), jnp.array([1.0, 0.0]), jr.key(0))
+    assert out.reward == -10.0 and out.terminated and not out.info["success"]
+
+
+@pytest.mark.parametrize(
+    ("name", "goals", "walls", "deaths"),
+    [
+        ("two_walls", 100, 0, 0),
+        ("four_walls", 36, 0, 0),
+        ("three_goals", 27, 0, 9),
+        ("tree", 10, 0, 25),
+        ("two_slits", 25, 17, 0),
+        ("cshape", 25, 31, 0),
+    ],
+)
+def test_maps_of_smooth_world(name, goals, walls, deaths):
+    cells = layout(name)
+    assert [(cells == kind).sum() for kind in (2, 1, 3)] == [goals, walls, deaths]
+    world = SmoothWorld.create(name)
+    starts, _ = jax.vmap(world.reset)(jr.split(jr.key(0), 300))
+    assert (np.asarray(jax.vmap(world.at)(starts)) == 0).all()
+    assert starts.min() < 3.0 and starts.max() > 22.0

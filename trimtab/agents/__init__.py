@@ -12,6 +12,7 @@ from trimtab.agents.flow_ac import FlowAC as FlowAC
 from trimtab.agents.fql import FQL as FQL
 from trimtab.agents.ifql import IFQL as IFQL
 from trimtab.agents.iql import IQL as IQL
+from trimtab.agents.mepoly import MePoly as MePoly
 from trimtab.agents.ppo import PPO as PPO
 from trimtab.agents.rebrac import ReBRAC as ReBRAC
 from trimtab.agents.reengage import ReenGAGE as ReenGAGE
@@ -37,6 +38,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "fql": FQL,
     "ifql": IFQL,
     "iql": IQL,
+    "mepoly": MePoly,
     "ppo": PPO,
     "rebrac": ReBRAC,
     "reengage": ReenGAGE,

@@ -41,7 +41,7 @@ CRITICS = ("td", "c51", "qr")
 class Config:
     """Hyper-parameters of DQN."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     """Adam's step size."""
     gamma: float = 0.99
     """discount factor."""
@@ -67,9 +67,9 @@ class Config:
     """lowest atom."""
     v_max: float = 100.0
     """highest atom."""
-    tau: float = 1.0
+    tau: float = 0.005
     """share of the new Q mixed into the target when it is renewed."""
-    target_every: int = 500
+    target_every: int = 1
     """updates between renewals of the target."""
     epsilon: float = 0.05
     """share of random actions in the end."""

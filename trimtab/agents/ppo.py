@@ -16,9 +16,8 @@ L_V, explained_variance 1 - Var[R - V_old] / Var[R]; loss (9), grad_norm the nor
 reward_scale what rewards are divided by; skipped share of minibatches left out because of `target_kl`; jacobian, only
 with `jacobian_weight`, E[|d mean / d state|^2] / actions, which is added to (9) (Xie et al. 2026, arXiv:2602.18312).
 Those of the losses are means over the minibatches that were learnt from.
-Differences from the paper: everything that later code agrees on (Huang et al. 2022, "The 37 implementation details of
-PPO"), as fields of the config. Unlike CleanRL, a cut episode is bootstrapped from, and what a recurrent network
-remembered is stored with each step.
+Differences from the paper: what later code agrees on (Huang et al. 2022, "The 37 implementation details of PPO"), as
+fields of the config. A cut episode is bootstrapped from, and what a recurrent network remembered is stored with steps.
 """
 
 from dataclasses import dataclass, replace
@@ -80,6 +79,8 @@ class Config:
     """whether rewards are divided by the standard deviation of the discounted return, and cut at 10."""
     log_std_init: float = 0.0
     """log standard deviation of continuous actions at the start."""
+    fixed_std: bool = False
+    """whether it stays what it is at the start."""
     hidden: tuple[int, ...] = (64, 64)
     """widths of the hidden layers of actor and critic."""
     activation: str = "tanh"
@@ -202,17 +203,18 @@ class PPO(AbstractAgent):
         start: Any = ((self.actor, self.critic), self.opt, jnp.asarray(False))
         ((actor, critic), opt, _), metrics = jax.lax.scan(epoch, start, jr.split(key, config.n_epochs))
         skipped = jnp.isnan(metrics["loss"]).mean(dtype=jnp.float32)
+        seen = normalised(batch.obs, None)
         new = replace(
             self,
             actor=actor,
             critic=critic,
-            inputs=None if self.inputs is None else self.inputs.seen(_flat(normalised(batch.obs, None))),
+            inputs=None if self.inputs is None else self.inputs.seen(seen.reshape(-1, seen.shape[-1])),
             rewards=rewards,
             opt=opt,
             step=self.step + 1,
         )
-        others = {"explained_variance": explained, "reward_scale": scale, "skipped": skipped}
-        return new, {name: jnp.nanmean(value) for name, value in metrics.items()} | others
+        means = {name: jnp.nanmean(value) for name, value in metrics.items()}
+        return new, means | {"explained_variance": explained, "reward_scale": scale, "skipped": skipped}
 
     def _scaled(self, batch: Rollout) -> tuple[RunningStd | None, Float[Array, "t n"], Float[Array, ""]]:
         """What was seen of returns, the rewards to learn from, and what they were divided by."""
@@ -288,13 +290,9 @@ def _head(spec: Spec, config: Config) -> AbstractHead:
     if not simple and (config.jacobian_weight or config.network == "linear"):
         raise UsageError("the action Jacobian and linear policies need continuous, normal actions and no memory")
     family = FamilyChoice(config.order, config.points, config.quadrature, config.block, config.natural_bound)
-    return choose_head(spec, config.distribution, config.log_std_init, config.components, family)
+    return choose_head(spec, config.distribution, config.log_std_init, config.fixed_std, config.components, family)
 
 
 def _optimiser(config: Config, rate: Float[Array, ""]) -> optax.GradientTransformation:
     adam = optax.adam(rate, eps=1e-5)
     return adam if config.max_grad_norm is None else optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
-
-
-def _flat(x: Float[Array, "t n i"]) -> Float[Array, "b i"]:
-    return x.reshape(-1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Bandits in the plane whose good actions lie on a curve (MePoly, arXiv:2602.17832): one step, nothing to see.
+"""Bandits in the plane whose good actions lie on a curve (MePoly, arXiv:2602.17832): one step, nothing to see but a 1.
 
 r(a) = exp(-min_i |a - p_i|^2 / (2 0.1^2)),  p_i 4,096 noisy points of the curve
 """
@@ -45,7 +45,7 @@ class CurveBandit(AbstractEnv):
         return cls(jnp.asarray(np.clip(points, -1.0, 1.0), jnp.float32))
 
     def reset(self, key: PRNGKeyArray) -> tuple[Array, Array]:
-        return jnp.zeros(1), jnp.zeros(1)
+        return jnp.ones(1), jnp.ones(1)
 
     def step(self, state: Array, action: Array, key: PRNGKeyArray) -> tuple[Array, Step]:
         apart = jnp.square(self.cloud - jnp.clip(action, -1.0, 1.0)[None]).sum(1).min()

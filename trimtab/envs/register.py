@@ -9,6 +9,7 @@ from trimtab.envs.arm_track import ArmTrack
 from trimtab.envs.bandits import CurveBandit
 from trimtab.envs.classic import CartPole, Pendulum
 from trimtab.envs.seek import ContinuousSeek, DriveSeek, NoisySeek
+from trimtab.envs.smooth_world import SmoothWorld
 from trimtab.envs.two_route import TwoRoute
 
 _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
@@ -23,6 +24,12 @@ _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "trimtab/CartPole-v1": CartPole,
     "trimtab/Pendulum-v1": Pendulum,
     "trimtab/Lemniscate-v0": partial(CurveBandit.create, "lemniscate"),
+    "trimtab/SmoothWorldTwoWalls-v0": partial(SmoothWorld.create, "two_walls"),
+    "trimtab/SmoothWorldFourWalls-v0": partial(SmoothWorld.create, "four_walls"),
+    "trimtab/SmoothWorldThreeGoals-v0": partial(SmoothWorld.create, "three_goals"),
+    "trimtab/SmoothWorldTree-v0": partial(SmoothWorld.create, "tree"),
+    "trimtab/SmoothWorldTwoSlits-v0": partial(SmoothWorld.create, "two_slits"),
+    "trimtab/SmoothWorldCShape-v0": partial(SmoothWorld.create, "cshape"),
     "trimtab/TwoMoons-v0": partial(CurveBandit.create, "two_moons"),
     "trimtab/TwoRoute-v0": TwoRoute.create,
     "trimtab/ContinuousSeek5-v0": partial(ContinuousSeek.create, 5),

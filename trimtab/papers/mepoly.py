@@ -65,9 +65,9 @@ def plan(scale: str) -> list[Job]:
     degrees = {"smoke": (14,), "small": (2, 6, 10, 14), "paper": (2, 6, 10, 14)}[scale]
     methods = {f"degree {n}": _polynomial(n, points=48) for n in degrees}
     # The paper's code keeps the normal's variance at 0.5, and gives a mixture half of the entropy bonus.
-    methods["normal"] = Config(**SHARED, ent_coef=0.2, learning_rate=1e-4, log_std_init=-0.35)
+    methods["normal"] = Config(**SHARED, ent_coef=0.2, log_std_init=-0.35, fixed_std=True)
     if scale != "smoke":
-        methods["mixture"] = Config(**SHARED, ent_coef=0.1, learning_rate=1e-4, distribution="mixture")
+        methods["mixture"] = Config(**SHARED, ent_coef=0.1, distribution="mixture")
     if scale == "paper":
         methods["degree 14, trapezoid"] = _polynomial(14, points=256, quadrature="trapezoid")
     curves = {"lemniscate": CURVES["lemniscate"]} if scale == "smoke" else CURVES
@@ -83,22 +83,22 @@ def plan(scale: str) -> list[Job]:
 
 def _polynomial(order: int, points: int, quadrature: str = "gauss") -> Config:
     shape: dict[str, Any] = dict(distribution="polynomial", order=order, points=points, quadrature=quadrature)
-    return Config(**SHARED, ent_coef=0.2, learning_rate=1e-4, natural_bound=10_000.0, **shape)
+    return Config(**SHARED, ent_coef=0.2, natural_bound=10_000.0, **shape)
 
 
 def judge(run: Path, curve: str) -> dict[str, float]:
     """Mean reward, coverage and (of polynomials) entropy of a trained policy, by 4,096 draws."""
     agent, world = api.load(run).agent, worlds()[CURVES[curve]]()
     assert isinstance(world, CurveBandit)
-    actions = agent.explorer(jnp.zeros((4096, 1)), jr.key(0))
-    step = jax.jit(jax.vmap(lambda a: world.step(jnp.zeros(1), a, jr.key(0))[1].reward))
+    actions = agent.explorer(jnp.ones((4096, 1)), jr.key(0))
+    step = jax.jit(jax.vmap(lambda a: world.step(jnp.ones(1), a, jr.key(0))[1].reward))
     found = {"reward": float(step(actions).mean()), "coverage": coverage(np.asarray(actions)[:1024], curve)}
     density = _density(agent)
     return found if density is None else found | {"entropy": float(density.entropy()[0])}
 
 
 def _density(agent: Any) -> Polynomial | None:
-    found = agent.actor.step(jnp.zeros((1, 1)), None, ())[0]
+    found = agent.actor.step(jnp.ones((1, 1)), None, ())[0]
     return found if isinstance(found, Polynomial) else None
 
 

@@ -4,6 +4,7 @@ import abc
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -30,14 +31,15 @@ class AbstractHead(eqx.Module):
 
 
 class NormalHead(AbstractHead):
-    """The outputs are the mean; one log std a dimension, not a state, learnt beside the network."""
+    """The outputs are the mean; one log std a dimension, not a state, learnt beside the network unless it is fixed."""
 
     log_std: Float[Array, " act"]
+    fixed: bool = eqx.field(static=True, default=False)
 
     @classmethod
-    def create(cls, spec: Spec, log_std: float = 0.0) -> "NormalHead":
+    def create(cls, spec: Spec, log_std: float = 0.0, *, fixed: bool = False) -> "NormalHead":
         """All dimensions begin with `log_std`."""
-        return cls(jnp.full((spec.action_size,), log_std, jnp.float32))
+        return cls(jnp.full((spec.action_size,), log_std, jnp.float32), fixed)
 
     @property
     def size(self) -> int:
@@ -45,7 +47,8 @@ class NormalHead(AbstractHead):
         return self.log_std.shape[0]
 
     def __call__(self, out: Float[Array, "*b o"], mask: Bool[Array, "*b a"] | None) -> Normal:
-        return Normal(out, jnp.broadcast_to(self.log_std, out.shape))
+        log_std = jax.lax.stop_gradient(self.log_std) if self.fixed else self.log_std
+        return Normal(out, jnp.broadcast_to(log_std, out.shape))
 
     def applied(self, drawn: Array) -> Array:
         """Clipped."""
@@ -146,9 +149,12 @@ class PolynomialHead(AbstractHead):
         return drawn
 
 
-def choose_head(spec: Spec, distribution: str, log_std: float, components: int, family: FamilyChoice) -> AbstractHead:
-    """Categorical for discrete actions, else by name: "normal" (which begins with `log_std`), "mixture" (of so many
-    `components`) or "polynomial". Raises `UsageError` for another name or sizes that do not fit."""
+def choose_head(
+    spec: Spec, distribution: str, log_std: float, fixed: bool, components: int, family: FamilyChoice
+) -> AbstractHead:
+    """Categorical for discrete actions, else by name: "normal" (which begins with `log_std`, and keeps it if `fixed`),
+    "mixture" (of so many `components`) or "polynomial". Raises `UsageError` for another name or sizes that do not fit.
+    """
     if spec.discrete:
         return CategoricalHead.create(spec)
     if distribution == "polynomial":
@@ -158,5 +164,5 @@ def choose_head(spec: Spec, distribution: str, log_std: float, components: int, 
             raise UsageError(f"components must be at least 1, got {components}")
         return MixtureHead(components, spec.action_size)
     if distribution == "normal":
-        return NormalHead.create(spec, log_std)
+        return NormalHead.create(spec, log_std, fixed=fixed)
     raise UsageError(f"unknown distribution {distribution!r}: choose normal, mixture or polynomial")

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trimtab.core import UsageError
+from trimtab.core import AbstractPolicy, Spec, UsageError
+from trimtab.nets.mlp import MLP, concat
 from trimtab.policies.distributions import AbstractDistribution
 
 LARGEST_GRID = 2_000_000
@@ -225,3 +226,37 @@ class Blocks(AbstractDistribution):
 def _along(x: np.ndarray, like: Array) -> Array:
     """A vector of constants along the last axis of `like`."""
     return jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape)
+
+
+class PolynomialPolicy(AbstractPolicy):
+    """A network from observations to a member of a family; acts with a draw from it."""
+
+    net: MLP
+    family: Family
+    bound: float = eqx.field(static=True)
+
+    @classmethod
+    def create(
+        cls, spec: Spec, family: Family, hidden: tuple[int, ...], key: PRNGKeyArray, *, bound: float = 100.0
+    ) -> "PolynomialPolicy":
+        """Parameters are bound tanh(output / bound); the first densities are nearly uniform. The constant's is 0: it
+        does not change a density, and Adam would chase the rounding of its gradient."""
+        return cls(MLP.create(spec.obs_size, hidden, family.size - 1, key, out_scale=0.1), family, bound)
+
+    def distribution(self, obs: PyTree[Float[Array, "..."]]) -> Polynomial:
+        """The density in each state."""
+        natural = self.bound * jnp.tanh(self.net(concat(obs)) / self.bound)
+        constant = jnp.zeros_like(natural[..., :1])
+        return Polynomial.create(self.family, jnp.concatenate([constant, natural], axis=-1))
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        return self.distribution(obs).sample(key)
+
+
+class PolynomialMode(AbstractPolicy):
+    """The densest node of a polynomial policy: what is evaluated."""
+
+    inner: PolynomialPolicy
+
+    def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
+        return self.inner.distribution(obs).mode()
