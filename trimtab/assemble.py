@@ -18,13 +18,21 @@ import jax.random as jr
 import numpy as np
 
 from trimtab.agents import AGENTS, batch_class, config_class
-from trimtab.batches import Chunk, Recorded, Rollout, Sarsa, Scored, Transition, Weighted
+from trimtab.batches import Chunk, Recorded, Rollout, Sarsa, Scored, ToGo, Transition, Weighted
 from trimtab.core import AbstractActor, AbstractAgent, AbstractEnv, AbstractMonitor, Spec, UsageError, has_goals
 from trimtab.data import stream, windows
 from trimtab.data.her import Hindsight, HostReward, WorldReward
 from trimtab.data.readers import blocks, read_recorded
 from trimtab.data.rollouts import RolloutSource, WorldRollouts
-from trimtab.data.sources import AbstractSource, OfflineSource, Replay, ReplaySource, ScoredSource, WorldSource
+from trimtab.data.sources import (
+    AbstractSource,
+    OfflineSource,
+    Replay,
+    ReplaySource,
+    Returns,
+    ScoredSource,
+    WorldSource,
+)
 from trimtab.diagnostics import TRAINING_PROBES
 from trimtab.envs.goals import AbstractGoalEnv
 from trimtab.envs.gym import Collector, goal_reward, time_limit
@@ -101,8 +109,10 @@ class Reading:
     """whether batches of a data set are `Scored`."""
     on_policy: bool
     """whether the batch is a `Rollout`."""
-    replay: Replay
+    replay: Replay = Replay()
     """what is made of the rows of replay: its config's fields `n_step` and `prioritised`."""
+    to_go: bool = False
+    """whether the batch is a `ToGo`."""
 
     @classmethod
     def of(cls, agent: str, config: Any) -> "Reading":
@@ -113,12 +123,13 @@ class Reading:
         if Weighted in get_args(kind):
             replay = Replay(n_step, config.gamma if n_step > 1 else 1.0, config.prioritised)
         chunk = config.chunk if kind is Chunk else None
-        return cls(chunk, kind is Sarsa, Scored in get_args(kind), kind is Rollout, replay)
+        return cls(chunk, kind is Sarsa, Scored in get_args(kind), kind is Rollout, replay, kind is ToGo)
 
     @property
     def recorded(self) -> bool:
         """Whether rows must say where their episodes ended."""
-        return self.chunk is not None or self.next_action or self.on_policy or self.replay.n_step > 1
+        several = self.chunk is not None or self.next_action or self.replay.n_step > 1
+        return several or self.on_policy or self.to_go
 
 
 def moments(obs: Any) -> tuple[Any, Any]:
@@ -294,6 +305,18 @@ class Setup:
         return self.dataset is not None and self.record.get("sampling", "merged") == "symmetric"
 
     @property
+    def returns(self) -> Returns | None:
+        """How returns are counted for an agent whose batches hold them. After a cut comes the config's `cut_value`, or
+        the least reward of the data for ever, below which no value can be; without data that is not known."""
+        if not Reading.of(self.record["agent"], self.config).to_go:
+            return None
+        gamma, value = self.config.gamma, self.config.cut_value
+        if value is None:
+            known = self.dataset is not None and gamma < 1.0
+            value = float(np.asarray(self.dataset.transition.reward).min()) / (1.0 - gamma) if known else -np.inf
+        return Returns(jnp.float32(value), gamma)
+
+    @property
     def rows(self) -> int:
         """Rows of a batch: the config's `batch_size`, times its `utd` where each batch is cut into so many slices."""
         return self.config.batch_size * (self.config.utd if _has(self.config, "utd") else 1)
@@ -319,7 +342,9 @@ class Setup:
         if phase == "offline" and reading.scored:
             return ScoredSource(self.dataset, self.rows)
         if phase in ("proxy", "offline"):
-            return OfflineSource(self.dataset, self.rows, chunk)
+            return OfflineSource(self.dataset, self.rows, chunk, self.returns)
+        if self.symmetric and reading.replay != Replay():
+            raise UsageError("symmetric sampling draws single steps uniformly: leave priorities and n_step off")
         if self.symmetric and self.rows < 2:
             raise UsageError(f"symmetric sampling needs a batch_size of at least 2, got {config.batch_size}")
         if config.buffer_size < num_envs * (chunk or 1):
@@ -342,6 +367,7 @@ class Setup:
                 hindsight=hindsight,
                 symmetric=self.symmetric,
                 replay=reading.replay,
+                returns=self.returns,
             )
         sizes = (config.buffer_size, self.rows)
         return ReplaySource.create(
@@ -354,6 +380,7 @@ class Setup:
             num_envs=num_envs,
             symmetric=self.symmetric,
             replay=reading.replay,
+            returns=self.returns,
         )
 
     def _rollouts(self) -> AbstractSource:

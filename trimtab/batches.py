@@ -57,6 +57,19 @@ class Sarsa(eqx.Module):
     """1 where `next_action` is the data's action in `next_obs`, else 0."""
 
 
+class ToGo(eqx.Module):
+    """One step of experience and the discounted return that its episode had from it on, as far as that is known."""
+
+    obs: PyTree[Float[AnyArray, "b ..."]]
+    action: AnyArray
+    """(b, action_size) in [-1, 1], or (b,) int32 indices."""
+    reward: Float[AnyArray, " b"]
+    discount: Float[AnyArray, " b"]
+    next_obs: PyTree[Float[AnyArray, "b ..."]]
+    to_go: Float[AnyArray, " b"]
+    """`reward` and what came after it, discounted; -inf while the episode still goes on."""
+
+
 class Scored(eqx.Module):
     """Transitions of a data set, and the agent's own score of each row, given before it began to learn from them."""
 

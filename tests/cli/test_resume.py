@@ -286,13 +286,13 @@ def crash_at(monkeypatch) -> Callable[[int], None]:
     return arrange
 
 
-@pytest.mark.parametrize("sampling", ["merged", "symmetric"])
+@pytest.mark.parametrize(("agent", "sampling"), [("sac", "merged"), ("cal-ql", "symmetric")])
 @pytest.mark.thorough
-def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset, sampling):
-    args = f"train sac --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 300 --online-steps 200 {ONLINE}"
-    args = f"{args} --sampling {sampling} --out {tmp_path}"
+def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset, agent, sampling):
+    args = f"train {agent} --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 300 --online-steps 200"
+    args = f"{args} --sampling {sampling} {ONLINE} --out {tmp_path}"
     args = f"{args} --updates-per-step 2 --log-freq 100 --eval-freq 250 --checkpoint-freq 70".split()
-    folder = tmp_path / "InvertedPendulum-v5" / "sac"
+    folder = tmp_path / "InvertedPendulum-v5" / agent
     assert cli(*args, "--name", "whole").status == 0
     # Before the end of the offline phase, at its end, in the online phase, at its end.
     for step in (210, 300, 423, 500):

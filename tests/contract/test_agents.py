@@ -23,7 +23,7 @@ import pytest
 
 from tests.representative import every_agent
 from trimtab.agents import AGENTS, batch_class, config_class
-from trimtab.batches import Chunk, Rollout, Sarsa
+from trimtab.batches import Chunk, Rollout, Sarsa, ToGo
 from trimtab.core import Spec, UsageError
 
 # Random rewards are nobody's "not reached": without a mask all rows count.
@@ -55,7 +55,11 @@ DISCRETE_ONLY: set[str] = {"dqn"}
 WITHOUT_BOOTSTRAP: set[str] = {"bc"}
 """Agents whose critic, if any, does not look at `next_obs`."""
 
-BOOTSTRAP_ONLY: dict[str, dict[str, Any]] = {"sac-flow": {"critic": "ema"}, "cql": {"cql_alpha": 0.0}}
+BOOTSTRAP_ONLY: dict[str, dict[str, Any]] = {
+    "sac-flow": {"critic": "ema"},
+    "cal-ql": {"cql_alpha": 0.0},
+    "cql": {"cql_alpha": 0.0},
+}
 """Agents whose critics look at s' beside the bootstrap, as part of one normalised batch or for actions to be
 pessimistic about: how to build them without."""
 
@@ -95,8 +99,8 @@ def small_agent(name: str, key: jax.Array, spec: Spec, **changes: Any) -> Any:
 
 
 def make_data(name: str, make_batch: Callable, spec: Spec, key: jax.Array, n: int) -> Any:
-    """`n` random rows of the kind that the agent learns from: transitions, those with the next action (of which every
-    fourth has none), windows of `config.chunk` steps, or `n` steps of two environments."""
+    """`n` random rows of the kind that the agent learns from: transitions, those with the next action or the return
+    (of which every fourth has none), windows of `config.chunk` steps, or `n` steps of two environments."""
     rows = make_batch(spec, key, n)
     if batch_class(AGENTS[name]) is Sarsa:
         known = (jnp.arange(n) % 4 != 0).astype(jnp.float32)
@@ -107,6 +111,9 @@ def make_data(name: str, make_batch: Callable, spec: Spec, key: jax.Array, n: in
         rows = jax.tree.map(lambda *xs: jnp.stack(xs, 1), rows, make_batch(spec, jr.fold_in(key, 1), n))
         last = (rows.discount == 0.0) | jr.bernoulli(jr.fold_in(key, 2), 0.1, (n, 2))
         return Rollout(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, last, rows.reward, ((), ()))
+    if batch_class(AGENTS[name]) is ToGo:
+        to_go = jnp.where(jnp.arange(n) % 4 != 0, 2.0 * jnp.roll(rows.reward, 1), -jnp.inf)
+        return ToGo(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, to_go)
     if batch_class(AGENTS[name]) is not Chunk:
         return rows
     h = small_config(name).chunk

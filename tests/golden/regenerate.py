@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from trimtab.agents import AGENTS, batch_class, config_class
-from trimtab.batches import Chunk, Rollout, Sarsa, Transition
+from trimtab.batches import Chunk, Rollout, Sarsa, ToGo, Transition
 from trimtab.core import Spec
 
 HERE = Path(__file__).parent
@@ -87,6 +87,13 @@ def rollout(key: jax.Array) -> Rollout:
     return Rollout(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, last, rows.reward, ((), ()))
 
 
+def with_return(key: jax.Array) -> ToGo:
+    """`stream` with returns around what values become; every fourth row has none."""
+    rows = stream(key)
+    to_go = jnp.where(jnp.arange(32) % 4 != 0, rows.reward + 0.3 * jr.normal(jr.fold_in(key, 4), (32,)), -jnp.inf)
+    return ToGo(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, to_go)
+
+
 def losses(name: str) -> dict[str, list[float | None]]:
     """Every loss and mean of `UPDATES` updates; None where it is not computed. Independent of any recorded file."""
     spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
@@ -110,7 +117,7 @@ def losses(name: str) -> dict[str, list[float | None]]:
         if reads is Chunk:
             batch = windows(k_batch, config.chunk)
         else:
-            make = {Sarsa: with_next, Rollout: rollout}.get(reads, stream)
+            make = {Sarsa: with_next, ToGo: with_return, Rollout: rollout}.get(reads, stream)
             batch = make(k_batch)
             batch = with_goals(batch, sets) if goals else batch
             if name in DISCRETE:  # the signs of both dimensions as one of four actions

@@ -16,6 +16,7 @@ import pytest
 from trimtab.agents import (
     AGENTS,
     bc,
+    cal_ql,
     config_class,
     cql,
     ddpg,
@@ -23,13 +24,14 @@ from trimtab.agents import (
     fql,
     ifql,
     iql,
+    qc_fql,
     rebrac,
     rlpd,
     sac,
     td3,
     td3_bc,
 )
-from trimtab.batches import Sarsa
+from trimtab.batches import Chunk, Sarsa, ToGo
 
 RATE, TAU = 1e-2, 0.1
 BOOTSTRAPPING = ("ddpg", "iql", "sac", "td3", "td3-bc")
@@ -172,6 +174,27 @@ def test_cql_without_its_penalty_has_the_critic_of_sac(spec, make_batch, getkey)
     assert abs(update(harsh, batch, key)[1]["critic_loss"] - update(careful, batch, key)[1]["critic_loss"]) > 1e-2
 
 
+@pytest.mark.parametrize("lagrange", [False, True])
+def test_cal_ql_without_a_known_return_is_cql(lagrange, spec, make_batch, getkey):
+    shared = dict(actor_lr=RATE, critic_lr=RATE, tau=TAU, hidden=(8,), cql_actions=3, lagrange=lagrange)
+    plain = cql.CQL.create(getkey(), spec, cql.Config(**shared))
+    same = cal_ql.CalQL.create(getkey(), spec, cal_ql.Config(**shared))
+    names = ("actor", "critic", "target", "log_alpha", "log_lambda")
+    same = replace(same, **{name: getattr(plain, name) for name in names})
+    for _ in range(2):
+        rows, key = make_batch(spec, getkey()), getkey()
+        fields = (rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs)
+        bound = ToGo(*fields, jnp.full(16, 1e3))
+        raised = update(same, bound, key)[1]
+        plain, m = update(plain, rows, key)
+        same, n = update(same, ToGo(*fields, jnp.full(16, -jnp.inf)), key)
+        for name in m:
+            np.testing.assert_array_equal(n[name], m[name], err_msg=name)
+        assert n["critic_calibrated"] == 0.0
+    assert_bits([getattr(same, name) for name in names], [getattr(plain, name) for name in names])
+    assert raised["critic_calibrated"] == 1.0 and raised["critic_gap"] > m["critic_gap"] + 100.0
+
+
 def test_td3_bc_without_values_is_deterministic_cloning(spec, batch, getkey):
     key = getkey()
     both = td3_bc.TD3BC.create(
@@ -267,6 +290,24 @@ def test_fql_with_distance_alone_moves_mu_as_without_values(spec, batch, getkey)
     valued, blind = (update(fql.FQL.create(key, spec, config), batch, k_update)[0] for config in kinds)
     assert_close(valued.actor, blind.actor, rtol=1e-3, atol=1e-6)
     assert_close(valued.flow, blind.flow, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(q_agg="min", normalize_q=True)], ids=["mean", "min, normalised"])
+def test_qc_fql_on_single_steps_is_fql(fields, spec, make_batch, getkey):
+    key, shared = getkey(), dict(learning_rate=RATE, hidden=(8,), tau=TAU, alpha=3.0, flow_steps=3)
+    plain = fql.FQL.create(key, spec, fql.Config(**shared, **fields))
+    chunked = qc_fql.QCFQL.create(key, spec, qc_fql.Config(**shared, **fields, chunk=1))
+    nets = lambda agent: (agent.actor, agent.flow, agent.critic, agent.target)
+    assert_bits(nets(chunked), nets(plain))
+    for _ in range(3):
+        b, key = make_batch(spec, getkey()), getkey()
+        wide = [x[:, None] for x in (b.action, b.reward, b.discount)]
+        plain, m = update(plain, b, key)
+        chunked, n = update(chunked, Chunk(b.obs, *wide, b.next_obs, jnp.ones((16, 1))), key)
+        for name in m:
+            np.testing.assert_allclose(n[name], m[name], rtol=1e-6, err_msg=name)
+        assert n.keys() == m.keys()
+    assert_close(nets(chunked), nets(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_diffusion_ql_without_values_is_a_plain_diffusion(spec, batch, getkey):

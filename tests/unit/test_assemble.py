@@ -103,6 +103,20 @@ def test_the_annotation_of_update_says_what_is_read(dataset):
     assert assemble.Reading.of("rebrac", None) == assemble.Reading(None, True, False, False)
     assert assemble.Reading.of("fac", None) == assemble.Reading(None, False, True, False)
     assert assemble.Reading.of("ppo", None) == assemble.Reading(None, False, False, True)
+    assert assemble.Reading.of("cal-ql", None) == assemble.Reading(None, False, False, False, to_go=True)
     assert (
         assemble.Reading(None, True, False, False).recorded and not assemble.Reading(None, False, True, False).recorded
     )
+
+
+def test_returns_after_a_cut_are_the_least_reward_for_ever_or_what_is_said(dataset):
+    path, _ = dataset
+    least = float(np.load(path)["rewards"].min())
+    asked = lambda **config: assemble.Setup.create(record("cal-ql", path, **config), None).returns
+    found = asked(gamma=0.9)
+    assert found is not None and found.gamma == 0.9 and float(found.after_cut) == pytest.approx(10.0 * least)
+    assert float(asked(gamma=0.9, cut_value=-3.0).after_cut) == -3.0
+    assert float(asked(gamma=1.0).after_cut) == -np.inf
+    online = assemble.Setup.create(record("cal-ql", path) | {"dataset": None}, "probe/Both").returns
+    assert online is not None and float(online.after_cut) == -np.inf
+    assert assemble.Setup.create(record("cql", path), None).returns is None

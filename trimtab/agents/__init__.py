@@ -3,6 +3,7 @@
 from typing import Any, get_type_hints
 
 from trimtab.agents.bc import BC as BC
+from trimtab.agents.cal_ql import CalQL as CalQL
 from trimtab.agents.cql import CQL as CQL
 from trimtab.agents.ddpg import DDPG as DDPG
 from trimtab.agents.diffusion_ql import DiffusionQL as DiffusionQL
@@ -14,6 +15,7 @@ from trimtab.agents.ifql import IFQL as IFQL
 from trimtab.agents.iql import IQL as IQL
 from trimtab.agents.mepoly import MePoly as MePoly
 from trimtab.agents.ppo import PPO as PPO
+from trimtab.agents.qc_fql import QCFQL as QCFQL
 from trimtab.agents.rebrac import ReBRAC as ReBRAC
 from trimtab.agents.reengage import ReenGAGE as ReenGAGE
 from trimtab.agents.reengage_sac import ReenGAGESAC as ReenGAGESAC
@@ -29,6 +31,7 @@ from trimtab.core import AbstractAgent
 
 AGENTS: dict[str, type[AbstractAgent]] = {
     "bc": BC,
+    "cal-ql": CalQL,
     "cql": CQL,
     "ddpg": DDPG,
     "diffusion-ql": DiffusionQL,
@@ -40,6 +43,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "iql": IQL,
     "mepoly": MePoly,
     "ppo": PPO,
+    "qc-fql": QCFQL,
     "rebrac": ReBRAC,
     "reengage": ReenGAGE,
     "reengage-sac": ReenGAGESAC,

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from trimtab.batches import Transition
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
 from trimtab.nets.critic import Critic
-from trimtab.ops import copy, descend, polyak, td_target
+from trimtab.ops import conservative_gap, copy, descend, polyak, td_target
 from trimtab.policies.gaussian import Mean, TanhGaussian
 
 
@@ -186,7 +186,6 @@ class CQL(AbstractAgent):
         actions, log_density = proposals
         q = critic(batch.obs, batch.action)
         others = critic.many(batch.obs, actions)
-        # Cal-QL belongs here: the rows of pi (from n on) become their maximum with the data's return to go.
         td, gap = jnp.square(q - jnp.broadcast_to(y, q.shape)).mean(), conservative_gap(q, others, log_density).mean()
         weight = self.config.cql_alpha * jnp.exp(self.log_lambda)
         return td + weight * gap, {"mean": q.mean(), "td": td, "gap": gap}
@@ -204,13 +203,6 @@ class CQL(AbstractAgent):
     def _ent_coef_loss(self, log_alpha: Float[Array, ""], entropy: Float[Array, ""]):  # (5)
         assert self.config.target_entropy is not None  # create() filled it in
         return jnp.exp(log_alpha) * (entropy - self.config.target_entropy), {}
-
-
-def conservative_gap(
-    q: Float[Array, "e b"], others: Float[Array, "e n b"], log_density: Float[Array, "n b"]
-) -> Float[Array, "e b"]:
-    """(2) for each member and row: `others` are the values of actions drawn with the density `log_density`."""
-    return jax.nn.logsumexp(others - jnp.broadcast_to(log_density, others.shape), axis=1) - q
 
 
 def _rate(config: Config, name: str) -> float:

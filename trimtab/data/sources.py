@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trimtab.batches import Chunk, Recorded, Sarsa, Scored, Transition, Weighted
+from trimtab.batches import Chunk, Recorded, Sarsa, Scored, ToGo, Transition, Weighted
 from trimtab.core import AbstractEnv, AbstractPolicy, Spec
 from trimtab.data import windows
 from trimtab.data.buffer import Buffer
@@ -77,16 +77,27 @@ def _filled(buffer: Buffer, dataset: Transition | Recorded | None, num_envs: int
     return buffer.extend(jax.tree.map(lambda x: x[-buffer.capacity :], dataset))
 
 
+class Returns(eqx.Module):
+    """How the returns that follow rows are counted."""
+
+    after_cut: Float[Array, ""]
+    """what an episode is worth after it was cut."""
+    gamma: float = eqx.field(static=True)
+
+
 def _draw(
     rows: Recorded,
     key: PRNGKeyArray,
     n: int,
     chunk: int | None,
+    returns: Returns | None,
     oldest: Int[Array, ""],
     size: Int[Array, ""],
     num_envs: int = 1,
-) -> Chunk | Sarsa:
-    """`n` windows of `chunk` steps, or transitions with the next action, drawn uniformly with replacement."""
+) -> Chunk | Sarsa | ToGo:
+    """`n` windows of `chunk` steps, or transitions with the next action, or with their `returns`."""
+    if returns is not None:
+        return windows.draw_with_return(rows, key, n, returns.gamma, returns.after_cut, oldest, size, num_envs)
     if chunk is None:
         return windows.draw_with_next(rows, key, n, oldest, size, num_envs)
     return windows.draw(rows, key, n, chunk, oldest, size, num_envs)
@@ -108,12 +119,13 @@ def _sample(
     key: PRNGKeyArray,
     n: int,
     chunk: int | None,
+    returns: Returns | None,
     hindsight: Hindsight | None,
     num_envs: int,
     replay: Replay,
-) -> Transition | Chunk | Sarsa | Weighted:
-    """`n` rows, windows, transitions with the next action or with other goals, drawn uniformly with replacement, or by
-    their priorities."""
+) -> Transition | Chunk | Sarsa | ToGo | Weighted:
+    """`n` rows, windows, transitions with the next action, with returns or with other goals, drawn uniformly with
+    replacement, or by their priorities."""
     oldest = (buffer.head - buffer.size) % buffer.capacity
     if replay != Replay():
         slots, density = buffer.slots(key, n)
@@ -127,13 +139,15 @@ def _sample(
         return buffer.sample(key, n)
     if hindsight is not None:
         return hindsight.draw(buffer.rows, key, n, oldest, buffer.size, num_envs)
-    return _draw(buffer.rows, key, n, chunk, oldest, buffer.size, num_envs)
+    return _draw(buffer.rows, key, n, chunk, returns, oldest, buffer.size, num_envs)
 
 
-def _fixed(data: Transition | Recorded, key: PRNGKeyArray, n: int, chunk: int | None) -> Transition | Chunk | Sarsa:
-    """`n` transitions, windows or transitions with the next action of a data set, uniformly with replacement."""
+def _fixed(
+    data: Transition | Recorded, key: PRNGKeyArray, n: int, chunk: int | None, returns: Returns | None
+) -> Transition | Chunk | Sarsa | ToGo:
+    """The same of a data set."""
     if isinstance(data, Recorded):
-        return _draw(data, key, n, chunk, jnp.int32(0), jnp.int32(data.last.shape[0]))
+        return _draw(data, key, n, chunk, returns, jnp.int32(0), jnp.int32(data.last.shape[0]))
     rows = jr.randint(key, (n,), 0, data.reward.shape[0])
     return jax.tree.map(lambda x: x[rows], data)
 
@@ -152,24 +166,26 @@ def _mixed(
     key: PRNGKeyArray,
     n: int,
     chunk: int | None,
+    returns: Returns | None,
 ) -> Any:
     """`n` rows that `draw` takes from a buffer; with a data set only half of them, in turn with rows of that."""
     if dataset is None:
         return draw(key, n)
     k_data, k_online = jr.split(key)
-    return _in_turn(_fixed(dataset, k_data, n - n // 2, chunk), draw(k_online, n // 2))
+    return _in_turn(_fixed(dataset, k_data, n - n // 2, chunk, returns), draw(k_online, n // 2))
 
 
 class OfflineSource(AbstractSource):
     """A fixed data set, held on the device. Its state is empty.
 
-    Where `data` says where episodes ended (`Recorded`), batches are windows of `chunk` steps (`Chunk`), or without
-    `chunk` transitions with the next action (`Sarsa`).
+    Where `data` says where episodes ended (`Recorded`), batches are windows of `chunk` steps (`Chunk`), transitions
+    with the `returns` that followed them (`ToGo`), or without either transitions with the next action (`Sarsa`).
     """
 
     data: Transition | Recorded
     batch_size: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True, default=None)
+    returns: Returns | None = None
 
     def init(self, key: PRNGKeyArray) -> Any:
         """Nothing: a data set does not change."""
@@ -183,9 +199,9 @@ class OfflineSource(AbstractSource):
         """Nothing to act in."""
         return state
 
-    def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | Weighted:
+    def batch(self, state: Any, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | ToGo | Weighted:
         """`batch_size` transitions or windows drawn uniformly with replacement."""
-        return _fixed(self.data, key, self.batch_size, self.chunk)
+        return _fixed(self.data, key, self.batch_size, self.chunk, self.returns)
 
     def stored(self, state: Any) -> Any:
         """Nothing: the data set is read again."""
@@ -245,9 +261,9 @@ class ReplaySource(AbstractSource):
     starts with it, or with `symmetric` every second row of a batch is the data set's and the buffer starts empty.
 
     With `chunk`, batches are windows of that many steps of one environment (`Chunk`), with `next_action` they are
-    transitions with the next action (`Sarsa`), with `hindsight` transitions of which some have another goal; in all
-    three cases rows are `Recorded`. `replay` adds up rewards of several steps, and draws rows by their priorities
-    (`Weighted`).
+    transitions with the next action (`Sarsa`), with `returns` with what followed them (`ToGo`), with `hindsight`
+    transitions of which some have another goal; in all these cases rows are `Recorded`. `replay` adds up rewards of
+    several steps, and draws rows by their priorities (`Weighted`).
     """
 
     template: Transition | Recorded
@@ -259,6 +275,7 @@ class ReplaySource(AbstractSource):
     num_envs: int = eqx.field(static=True)
     symmetric: bool = eqx.field(static=True)
     replay: Replay = eqx.field(static=True, default=Replay())
+    returns: Returns | None = None
 
     @classmethod
     def create(
@@ -274,14 +291,16 @@ class ReplaySource(AbstractSource):
         num_envs: int = 1,
         symmetric: bool = False,
         replay: Replay = Replay(),
+        returns: Returns | None = None,
     ) -> "ReplaySource":
         """Room for `capacity` transitions of `spec`; `dataset` rows are there from the start unless `symmetric`.
 
-        With `chunk` or `next_action` the data set is `Recorded`; `num_envs` rows come at once, one an environment.
+        With `chunk`, `next_action` or `returns` the data set is `Recorded`; `num_envs` rows come at once, one an
+        environment.
         """
-        recorded = chunk is not None or next_action or hindsight is not None or replay.n_step > 1
-        template = _template(spec, recorded)
-        return cls(template, dataset, capacity, batch_size, hindsight, chunk, num_envs, symmetric, replay)
+        several = chunk is not None or next_action or replay.n_step > 1
+        template = _template(spec, several or hindsight is not None or returns is not None)
+        return cls(template, dataset, capacity, batch_size, hindsight, chunk, num_envs, symmetric, replay, returns)
 
     def init(self, key: PRNGKeyArray) -> Buffer:
         """An empty buffer, or one that starts with the data set's newest rows."""
@@ -297,10 +316,11 @@ class ReplaySource(AbstractSource):
         """Nothing: the environments are on the host."""
         return state
 
-    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | Weighted:
+    def batch(self, state: Buffer, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | ToGo | Weighted:
         """`batch_size` transitions or windows drawn uniformly with replacement; with `symmetric` from both in turn."""
-        draw = lambda key, n: _sample(state, key, n, self.chunk, self.hindsight, self.num_envs, self.replay)
-        return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk)
+        how = (self.chunk, self.returns, self.hindsight, self.num_envs, self.replay)
+        draw = lambda key, n: _sample(state, key, n, *how)
+        return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk, self.returns)
 
     def reweighed(self, state: Buffer, slots: Array, priority: Array) -> Buffer:
         """With new priorities of some rows."""
@@ -338,9 +358,9 @@ class WorldSource(AbstractSource):
     data set (offline-to-online), which is used as in `ReplaySource`.
 
     With `chunk`, batches are windows of that many steps of one copy (`Chunk`), and the explorer may plan up to that
-    many actions at once; with `next_action` they are transitions with the next action (`Sarsa`), with `hindsight`
-    transitions of which some have another goal. In all three cases rows are `Recorded`. `replay` adds up rewards of
-    several steps, and draws rows by their priorities (`Weighted`).
+    many actions at once; with `next_action` they are transitions with the next action (`Sarsa`), with `returns` with
+    what followed them (`ToGo`), with `hindsight` transitions of which some have another goal. In all these cases rows
+    are `Recorded`. `replay` adds up rewards of several steps, and draws rows by their priorities (`Weighted`).
     """
 
     env: AutoReset
@@ -353,6 +373,7 @@ class WorldSource(AbstractSource):
     next_action: bool = eqx.field(static=True)
     symmetric: bool = eqx.field(static=True)
     replay: Replay = eqx.field(static=True, default=Replay())
+    returns: Returns | None = None
 
     @classmethod
     def create(
@@ -368,12 +389,14 @@ class WorldSource(AbstractSource):
         hindsight: Hindsight | None = None,
         symmetric: bool = False,
         replay: Replay = Replay(),
+        returns: Returns | None = None,
     ) -> "WorldSource":
-        """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk` or `next_action` the
-        data set is `Recorded`.
+        """Wraps `env` so that its time limit truncates and ended episodes restart. With `chunk`, `next_action` or
+        `returns` the data set is `Recorded`.
         """
         wrapped = AutoReset.create(env)
-        return cls(wrapped, hindsight, dataset, num_envs, capacity, batch_size, chunk, next_action, symmetric, replay)
+        sizes = (num_envs, capacity, batch_size)
+        return cls(wrapped, hindsight, dataset, *sizes, chunk, next_action, symmetric, replay, returns)
 
     @property
     def steps_per_update(self) -> int:
@@ -384,7 +407,7 @@ class WorldSource(AbstractSource):
     def recorded(self) -> bool:
         """Whether rows say where their episodes ended."""
         several = self.chunk is not None or self.next_action or self.replay.n_step > 1
-        return several or self.hindsight is not None
+        return several or self.hindsight is not None or self.returns is not None
 
     def init(self, key: PRNGKeyArray) -> WorldState:
         """Fresh episodes, and a buffer that is empty or starts with the data set's newest rows."""
@@ -424,10 +447,11 @@ class WorldSource(AbstractSource):
             plan=None if plan is None else plan.cleared(done),
         )
 
-    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | Weighted:
+    def batch(self, state: WorldState, key: PRNGKeyArray) -> Transition | Chunk | Sarsa | ToGo | Weighted:
         """`batch_size` transitions or windows drawn uniformly with replacement; with `symmetric` from both in turn."""
-        draw = lambda key, n: _sample(state.buffer, key, n, self.chunk, self.hindsight, self.num_envs, self.replay)
-        return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk)
+        how = (self.chunk, self.returns, self.hindsight, self.num_envs, self.replay)
+        draw = lambda key, n: _sample(state.buffer, key, n, *how)
+        return _mixed(self.dataset if self.symmetric else None, draw, key, self.batch_size, self.chunk, self.returns)
 
     def reweighed(self, state: WorldState, slots: Array, priority: Array) -> WorldState:
         """With new priorities of some rows."""

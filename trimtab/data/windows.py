@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from trimtab.batches import Chunk, Recorded, Sarsa, Transition
+from trimtab.batches import Chunk, Recorded, Sarsa, ToGo, Transition
+
+_BLOCK = 64
+"""Steps of an episode that are summed at once."""
 
 
 def draw(
@@ -85,6 +88,64 @@ def n_step(
         discount=data.discount[final] * powers[steps - 1],
         next_obs=jax.tree.map(lambda x: x[final], data.next_obs),
     )
+
+
+def draw_with_return(
+    rows: Recorded,
+    key: PRNGKeyArray,
+    n: int,
+    gamma: float,
+    after_cut: Float[Array, ""],
+    oldest: Int[Array, ""],
+    size: Int[Array, ""],
+    stride: int = 1,
+) -> ToGo:
+    """`n` rows, uniform over all in use, each with the return that followed it, discounted by `gamma`.
+
+    `rows`, `oldest`, `size` and `stride` as in `draw_with_next`. `after_cut` is what an episode is worth after it was
+    cut; the return of an episode that has not ended is -inf.
+    """
+    age = jr.randint(key, (n,), 0, jnp.maximum(size, 1))
+    data = jax.tree.map(lambda x: x[(oldest + age) % rows.last.shape[0]], rows.transition)
+    to_go = returns_to_go(rows, age, gamma, after_cut, oldest, size, stride)
+    return ToGo(data.obs, data.action, data.reward, data.discount, data.next_obs, to_go)
+
+
+def returns_to_go(
+    rows: Recorded,
+    age: Int[Array, " b"],
+    gamma: float,
+    after_cut: Float[Array, ""],
+    oldest: Int[Array, ""],
+    size: Int[Array, ""],
+    stride: int = 1,
+) -> Float[Array, " b"]:
+    """The returns from the rows of these ages on (counted from the oldest): see `draw_with_return`.
+
+    Nothing is stored with the rows: an episode is walked to its end, a block of steps of all rows at once.
+    """
+    steps = jnp.arange(_BLOCK, dtype=jnp.int32)
+    powers = gamma ** steps.astype(jnp.float32)
+
+    def block(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        start, total, weight, going = carry
+        ages = start[:, None] + stride * steps[None, :]
+        slots, inside = (oldest + ages) % rows.last.shape[0], ages < size
+        last = rows.last[slots] & inside
+        ends = last.astype(jnp.int32)
+        counts = (jnp.cumsum(ends, axis=1) - ends == 0) & inside  # up to the end of the episode, and with it
+        reward = jnp.where(counts, rows.transition.reward[slots], 0.0)
+        total = total + jnp.where(going, weight * (reward * powers[None, :]).sum(1), 0.0)
+        ended = last.any(1)
+        end = jnp.take_along_axis(slots, last.argmax(1)[:, None], axis=1)[:, 0]
+        # A weight may vanish, and 0 times -inf is no number.
+        rest = jnp.where(jnp.isinf(after_cut), after_cut, weight * gamma * powers[last.argmax(1)] * after_cut)
+        total = total + jnp.where(going & ended & (rows.transition.discount[end] > 0), rest, 0.0)
+        total = jnp.where(going & ~ended & ~inside.all(1), -jnp.inf, total)  # its episode goes on beyond all rows
+        return start + stride * _BLOCK, total, weight * gamma**_BLOCK, going & ~ended & inside.all(1)
+
+    start = (age, jnp.zeros(age.shape), jnp.ones(age.shape), jnp.ones(age.shape, bool))
+    return jax.lax.while_loop(lambda carry: carry[3].any(), block, start)[1]
 
 
 def interleaved(rows: Recorded, n: int) -> Recorded:

@@ -1,6 +1,7 @@
 """Pure maths without modules: gradient steps, targets, losses, densities."""
 
 from trimtab.ops.advantages import gae as gae
+from trimtab.ops.conservative import conservative_gap as conservative_gap
 from trimtab.ops.descend import copy as copy
 from trimtab.ops.descend import descend as descend
 from trimtab.ops.descend import descend_stateful as descend_stateful

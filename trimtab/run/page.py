@@ -24,6 +24,7 @@ MAX_VIDEOS, MAX_VIDEO_BYTES = 4, 12_000_000  # of a group, of one video: the pag
 SECTIONS = {"train": "Updates", "diagnostics": "Diagnostics", "rollout": "Training episodes", "time": "Speed"}
 FIRST_METRICS = ("critic_loss", "actor_loss", "value_loss", "loss", "mean", "grad_norm", "entropy", "ent_coef")
 DASH = "&ndash;"  # where there is no figure
+BY_INDEX = "(by index)"  # what is drawn over something else than steps
 SEEM, SEEM_Q, SEEM_LIMIT = "diagnostics/seem_normalised", "diagnostics/seem_q_mean", 0.02
 
 
@@ -81,6 +82,8 @@ def _task_section(task: Task, index: int) -> str:
             if bands
             else "."
         )
+        if task.switches:
+            text += " The dashed line is the switch from the data set to the environment."
         svg = _plot(lambda axes: _draw_curves(axes, task), size, f"{task.name}: learning curve")
         plots.append(f"<figure>{svg}<figcaption>{text}</figcaption></figure>")
     if success:
@@ -96,6 +99,7 @@ def _task_section(task: Task, index: int) -> str:
         plots.append(f"<figure>{svg}<figcaption>{text}</figcaption></figure>")
     parts.append(f'<div class="card plots">{"".join(plots)}</div>' if plots else "")
     parts.append(_evaluation_table(task))
+    parts.append(_switch_table(task))
     parts.append(_comparisons(task))
     parts.append(_verdict_list(task))
     parts.append(_videos(task))
@@ -137,6 +141,31 @@ def _evaluation_table(task: Task) -> str:
     )
     notes = "".join(f'<p class="note">{note}</p>' for note in _notes(task))
     return f'<div class="card"><h3>Return</h3>{_table(head, rows)}{notes}</div>'
+
+
+def _switch_table(task: Task) -> str:
+    """What each agent had on either side of its switch from data to online, mean over its seeds."""
+    rows, success = [], any(group.success for group in task.groups)
+    for group in task.groups:
+        measures = (lambda run: run.returns, lambda run: run.successes) if success else (lambda run: run.returns,)
+        found = [[run.around_switch(of(run)) for run in group.runs] for of in measures]
+        known = [[pair for pair in pairs if pair is not None] for pairs in found]
+        if not known[0]:
+            continue
+        cells = [_short(min(run.switch for run in group.runs if run.switch is not None))]
+        for pairs, number in zip(known, (_number, _share), strict=False):
+            cells += [number(float(np.mean(side))) for side in zip(*pairs, strict=True)] if pairs else [DASH, DASH]
+        rows.append(
+            f"<tr><th>{_chip(group.agent, group.colour)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        )
+    if not rows:
+        return ""
+    names = ("agent", "switch", "return before", "after", *(("success before", "after") if success else ()))
+    head = f"<thead><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr></thead>"
+    return (
+        f'<div class="card"><h3>From data to online</h3>{_table(head, rows)}<p class="note">The last evaluation before '
+        "the switch and the first one after it, mean over seeds.</p></div>"
+    )
 
 
 def _notes(task: Task) -> list[str]:
@@ -244,7 +273,8 @@ def _metric_plots(task: Task, prefix: str, title: str) -> str:
     rank = lambda name: next((i for i, part in enumerate(FIRST_METRICS) if part in name), len(FIRST_METRICS))
     plots = []
     for name in sorted(lines, key=lambda name: (rank(name), name)):
-        draw = lambda axes, name=name: _draw_lines(axes, lines[name])
+        where = () if name.endswith(BY_INDEX) else task.switches
+        draw = lambda axes, name=name, where=where: _draw_lines(axes, lines[name], where)
         svg = _plot(draw, (3.1, 1.75), f"{task.name}: {prefix}/{name}")
         plots.append(f"<figure><figcaption>{escape(name.replace('_', ' '))}</figcaption>{svg}</figure>")
     shown = "open" if prefix in ("train", "diagnostics") else ""
@@ -263,7 +293,7 @@ def _diagnosis_arrays(task: Task) -> dict[str, list[tuple[str, Series]]]:
                 if isinstance(values, list) and all(isinstance(value, int | float) for value in values):
                     series = as_series(enumerate(values))
                     if len(series[0]):
-                        lines.setdefault(f"{name} (by index)", []).append((group.colour, series))
+                        lines.setdefault(f"{name} {BY_INDEX}", []).append((group.colour, series))
     return lines
 
 
@@ -431,8 +461,15 @@ def _draw_curves(axes: Any, task: Task) -> None:
             band = group.band
             axes.fill_between(band.steps, band.low, band.high, color=group.colour, alpha=0.16, linewidth=0)
             _line(axes, (band.steps, band.iqm), group.colour, 2.2, 1.0)
+    _draw_switches(axes, task.switches)
     axes.set_xlabel(task.axis)
     axes.set_ylabel("return")
+
+
+def _draw_switches(axes: Any, switches: Sequence[int]) -> None:
+    """A dashed line where agents go over from a data set to the environment."""
+    for step in switches:
+        axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
 
 
 def _draw_success(axes: Any, task: Task) -> None:
@@ -441,6 +478,7 @@ def _draw_success(axes: Any, task: Task) -> None:
             band = group.success
             axes.fill_between(band.steps, band.low, band.high, color=group.colour, alpha=0.16, linewidth=0)
             _line(axes, (band.steps, band.iqm), group.colour, 2.2, 1.0)
+    _draw_switches(axes, task.switches)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(task.axis)
     axes.set_ylabel("success rate")
@@ -463,7 +501,7 @@ def _draw_seem(axes: Any, task: Task) -> None:
     right.set_ylabel("|mean Q|")
 
 
-def _draw_lines(axes: Any, lines: Sequence[tuple[str, Series]]) -> None:
+def _draw_lines(axes: Any, lines: Sequence[tuple[str, Series]], switches: Sequence[int] = ()) -> None:
     """Small plot: one line a run. A quantity that spans more than 2.5 decades gets a logarithmic axis."""
     lines = [(colour, thin(series, SMALL_POINTS)) for colour, series in lines]
     values = np.concatenate([series[1] for _, series in lines])
@@ -472,6 +510,7 @@ def _draw_lines(axes: Any, lines: Sequence[tuple[str, Series]]) -> None:
     crowded = len(lines) > 3
     for colour, series in lines:
         _line(axes, series, colour, 0.9 if crowded else 1.4, 0.65 if crowded else 0.9)
+    _draw_switches(axes, switches)
 
 
 def _short(value: int | float) -> str:

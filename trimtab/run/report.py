@@ -80,6 +80,7 @@ def _figures(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run]) -
                 {
                     "task": task.name,
                     "axis": task.axis,
+                    "switches": task.switches,
                     "references": task.references,
                     "curves": task.meaning,
                     "groups": groups(task),
@@ -98,6 +99,7 @@ def _figures(tasks: Sequence[Task], runs: Sequence[Run], empty: Sequence[Run]) -
                     "step": run.step,
                     "last": run.last,
                     "best": run.best,
+                    "around_switch": run.around_switch(run.returns),
                     "diverged": run.diverged,
                     "evaluation": run.evaluation or None,
                     "metrics": {name: values[-1] for name, (_, values) in run.metrics.items()},

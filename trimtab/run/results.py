@@ -66,9 +66,27 @@ class Run:
     @property
     def total(self) -> float:
         """The steps this run is meant to take; nan if its config does not say."""
-        names = ("offline_steps", "online_steps") if self.config.get("dataset") else ("steps",)
-        numbers = [finite(self.config.get(name)) for name in names]
-        return sum(number for number in numbers if number) or math.nan
+        if self.config.get("dataset"):
+            return self._before_online + (finite(self.config.get("online_steps")) or 0.0) or math.nan
+        return finite(self.config.get("steps")) or math.nan
+
+    @property
+    def _before_online(self) -> float:
+        """Updates on the data set; those of an agent's proxy come first and have no flag of their own."""
+        proxy = finite((self.config.get("agent_config") or {}).get("proxy_steps"))
+        return (proxy or 0.0) + (finite(self.config.get("offline_steps")) or 0.0)
+
+    @property
+    def switch(self) -> int | None:
+        """The step at which the run goes over from its data set to the environment; None if it does not."""
+        both = self.config.get("dataset") and finite(self.config.get("online_steps")) and self._before_online
+        return int(self._before_online) if both else None
+
+    def around_switch(self, series: Series) -> tuple[float, float] | None:
+        """The last value of a series before the switch and the first one after it, where there are both."""
+        steps, values = series
+        before, after = (values[steps <= self.switch], values[steps > self.switch]) if self.switch else ([], [])
+        return (float(before[-1]), float(after[0])) if len(before) and len(after) else None
 
     @property
     def seed(self) -> Any:
@@ -129,6 +147,8 @@ class Task:
     groups: tuple[Group, ...]
     pairs: tuple[tuple[Group, Group, Estimate], ...]
     """P(first > second) for each pair of agents that both have scores, the higher IQM first."""
+    switches: tuple[int, ...] = ()
+    """the steps at which runs go over from a data set to the environment."""
     references: tuple[float, float] | None = None
     """returns of a random and of an expert policy, if all runs have them from their data set, and the same."""
 
@@ -312,7 +332,8 @@ def group_runs(runs: Sequence[Run]) -> list[Task]:
             (a, b, probability_of_improvement(np.array(a.scores), np.array(b.scores)))
             for a, b in itertools.combinations(scored, 2)
         )
-        tasks.append(Task(name, _axis(members), meaning, groups, pairs, _references(members)))
+        switches = tuple(sorted({run.switch for run in members if run.switch is not None}))
+        tasks.append(Task(name, _axis(members), meaning, groups, pairs, switches, _references(members)))
     return tasks
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from tests.unit.agents import reference as ref
 from tests.unit.agents.test_sac import sample
-from trimtab.agents.cql import CQL, Config, conservative_gap
+from trimtab.agents.cql import CQL, Config
 from trimtab.core import UsageError
+from trimtab.ops import conservative_gap
 
 N = 3
 CONFIG = Config(

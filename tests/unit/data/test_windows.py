@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from tests.worlds import Walk
-from trimtab.batches import Chunk, Recorded, Sarsa, Transition
+from trimtab.batches import Chunk, Recorded, Sarsa, ToGo, Transition
 from trimtab.core import Spec, UsageError
 from trimtab.data import windows
-from trimtab.data.sources import OfflineSource, ReplaySource, WorldSource
+from trimtab.data.sources import OfflineSource, ReplaySource, Returns, WorldSource
 from trimtab.envs.plans import HostPlans, Plan, plan_length
 from trimtab.policies.compose import Uniform
 
@@ -316,3 +316,71 @@ def test_next_actions_after_a_data_set_go_on_with_the_environments():
     batch = draw(source, state, jr.key(1))
     number = np.asarray(batch.obs)[:, 0]
     np.testing.assert_array_equal(batch.next_valid, number < 5)  # the data's last row and the newest have none
+
+
+# Returns
+
+
+def returned(source, state, key):
+    """Obs (the row's number) and return of a batch."""
+    batch = source.batch(state, key)
+    assert isinstance(batch, ToGo)
+    return np.asarray(batch.obs)[:, 0], np.asarray(batch.to_go), batch
+
+
+def test_returns_of_three_episodes_by_hand():
+    source = OfflineSource(rows(range(1, 10), LAST, TERMINATED), 200, None, Returns(jnp.float32(-8.0), 0.5))
+    number, to_go, batch = returned(source, (), jr.key(0))
+    expected = {
+        1: 1 + 1 + 0.75 + 0.5,  # terminated at 4
+        2: 2 + 1.5 + 1,
+        3: 3 + 2,
+        4: 4,
+        5: 5 + 3 - 2,  # cut after 6: worth -8 from there on
+        6: 6 - 4,
+        7: -np.inf,  # goes on after the last row
+        8: -np.inf,
+        9: -np.inf,
+    }
+    assert set(number.astype(int).tolist()) == set(expected)
+    np.testing.assert_allclose(to_go, [expected[int(n)] for n in number])
+    np.testing.assert_array_equal(batch.reward, number)
+    np.testing.assert_array_equal(batch.next_obs[:, 0], number + 0.5)
+    unknown = OfflineSource(rows(range(1, 10), LAST, TERMINATED), 200, None, Returns(jnp.float32(-jnp.inf), 0.5))
+    number, to_go, _ = returned(unknown, (), jr.key(0))
+    np.testing.assert_allclose(to_go, [-np.inf if n >= 5 else expected[int(n)] for n in number])
+
+
+@pytest.mark.parametrize(("envs", "capacity"), [(1, 2000), (3, 2000), (3, 600)])
+def test_returns_equal_those_of_a_list(envs, capacity):
+    """Episodes of up to 190 steps, several blocks long; the ring may have overwritten their beginnings."""
+    rng, gamma, cut = np.random.default_rng(envs), 0.97, -20.0
+    steps = 400
+    last = rng.random((steps, envs)) < 0.012
+    ended = last & (rng.random((steps, envs)) < 0.5)
+    reward = rng.normal(size=(steps, envs)).astype(np.float32)
+    wanted = np.full((steps + 1, envs), -np.inf)
+    for t in reversed(range(steps)):
+        after = np.where(ended[t], 0.0, np.where(last[t], cut, wanted[t + 1]))
+        wanted[t] = reward[t] + gamma * after
+    source = ReplaySource.create(SPEC, capacity, 500, None, num_envs=envs, returns=Returns(jnp.float32(cut), gamma))
+    state = source.init(jr.key(0))
+    number = np.arange(steps * envs, dtype=np.float32).reshape(steps, envs)
+    zeros = np.zeros((envs, 1), np.float32)
+    for t in range(steps):
+        discount = np.where(ended[t], 0.0, 1.0).astype(np.float32)
+        new = Transition(number[t][:, None], zeros, reward[t], discount, zeros)
+        state = receive(source, state, Recorded(new, last[t]))
+    found, to_go, _ = returned(source, state, jr.key(1))
+    index = found.astype(int)
+    assert index.min() >= steps * envs - capacity
+    flat = wanted[:-1].reshape(-1)
+    assert np.isinf(flat[index]).any() and np.isfinite(flat[index]).mean() > 0.1
+    np.testing.assert_allclose(to_go, flat[index], rtol=1e-4, atol=1e-4)
+
+
+def test_a_vanished_weight_is_no_nan():
+    # 0.5 ** 400 is 0 in float32, and 0 times -inf would be no number.
+    data = rows(range(400), [0] * 399 + [1])
+    source = OfflineSource(data, 300, None, Returns(jnp.float32(-jnp.inf), 0.5))
+    assert (returned(source, (), jr.key(0))[1] == -np.inf).all()

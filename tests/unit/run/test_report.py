@@ -121,6 +121,37 @@ def test_page_is_self_contained(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
 
 
+def test_the_switch_from_data_to_online_is_marked(tmp_path):
+    """Two seeds that switch at 100, one agent whose proxy comes first, one that never acts, one that never had data."""
+    shared = dict(env="Hopper-v5", dataset="d", offline_steps=100, online_steps=50, steps=9, success=True)
+    curve = lambda shift: {50: [1.0], 100: [2.0 + shift], 120: [-1.0 + shift], 150: [4.0]}
+    loss = {"train/critic_loss": {50: 1.0, 120: 2.0}}
+    runs = [make_run(tmp_path / f"{i}", "cal-ql", seed=i, curve=curve(i), metrics=loss, **shared) for i in (0, 1)]
+    fac = {"agent_config": {"proxy_steps": 30}}
+    runs += [make_run(tmp_path / "fac", "fac", curve={130: [3.0], 180: [2.5]}, **shared | fac)]
+    runs += [make_run(tmp_path / "iql", "iql", curve={100: [3.0]}, **shared | {"online_steps": 0})]
+    page, figures = report(runs, tmp_path / "out")
+    (task,) = figures["tasks"]
+    assert task["switches"] == [100, 130] and task["axis"] == "steps"
+    assert [run["around_switch"] for run in figures["runs"]] == [[2.0, -1.0], [3.0, 0.0], [3.0, 2.5], None]
+    assert page.count("stroke-dasharray") == 2 * 3  # two switches in the curves, the success rates, and one metric
+    assert "dashed line is the switch" in page
+    row = page.split("From data to online")[1].split("</table>")[0].split("cal-ql")[1].split("</tr>")[0]
+    assert re.findall(r"<td>(.*?)</td>", row) == ["100", "2.5", "-0.5", "1.00", "0.00"]
+    plain, figures = report([make_run(tmp_path / "sac", curve={100: [1.0]})], tmp_path / "plain")
+    assert "dashed" not in plain and "From data to online" not in plain and figures["tasks"][0]["switches"] == []
+
+
+def test_steps_that_a_run_is_meant_to_take(tmp_path):
+    shared = dict(dataset="d", done=False, curve={20: [1.0]})
+    fac = {"agent_config": {"proxy_steps": 30}}
+    runs = [make_run(tmp_path / "fac", "fac", offline_steps=100, online_steps=50, **shared, **fac)]
+    runs += [make_run(tmp_path / "rlpd", "rlpd", offline_steps=0, online_steps=60, **shared)]
+    page, figures = report(runs, tmp_path / "out")
+    assert "<td>20 of 180</td>" in page and "<td>20 of 60</td>" in page
+    assert figures["tasks"][0]["switches"] == [130]
+
+
 def test_scores_are_normalised_by_the_returns_stored_with_the_data_set(tmp_path):
     made = dict(dataset="mujoco/hopper/medium-v0", references=[20.0, 220.0])
     runs = [make_run(tmp_path / f"{seed}", seed=seed, curve={100: [70.0 + 10 * seed]}, **made) for seed in range(3)]
