@@ -7,7 +7,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -109,7 +109,7 @@ class Reading:
     """whether batches of a data set are `Scored`."""
     on_policy: bool
     """whether the batch is a `Rollout`."""
-    replay: Replay = Replay()
+    replay: Replay = field(default_factory=Replay)
     """what is made of the rows of replay: its config's fields `n_step` and `prioritised`."""
     to_go: bool = False
     """whether the batch is a `ToGo`."""
@@ -312,8 +312,9 @@ class Setup:
             return None
         gamma, value = self.config.gamma, self.config.cut_value
         if value is None:
-            known = self.dataset is not None and gamma < 1.0
-            value = float(np.asarray(self.dataset.transition.reward).min()) / (1.0 - gamma) if known else -np.inf
+            value = -np.inf
+            if isinstance(self.dataset, Recorded) and gamma < 1.0:
+                value = float(np.asarray(self.dataset.transition.reward).min()) / (1.0 - gamma)
         return Returns(jnp.float32(value), gamma)
 
     @property
