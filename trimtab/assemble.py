@@ -118,9 +118,9 @@ class Reading:
     def of(cls, agent: str, config: Any) -> "Reading":
         """What the agent of that name learns from."""
         kind = batch_class(agent_class(agent))
-        n_step = config.n_step if _has(config, "n_step") else 1
         replay = Replay()
         if Weighted in get_args(kind):
+            n_step = config.n_step if _has(config, "n_step") else 1
             replay = Replay(n_step, config.gamma if n_step > 1 else 1.0, config.prioritised)
         chunk = config.chunk if kind is Chunk else None
         return cls(chunk, kind is Sarsa, Scored in get_args(kind), kind is Rollout, replay, kind is ToGo)
