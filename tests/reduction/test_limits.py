@@ -21,6 +21,7 @@ from trimtab.agents import (
     cql,
     ddpg,
     diffusion_ql,
+    flow_ac,
     fql,
     ifql,
     iql,
@@ -281,6 +282,16 @@ def test_fql_without_values_is_flow_cloning(spec, make_batch, getkey):
     assert_close(student.flow, clone.actor)
     assert_close(student.flow, implicit.actor)
     assert_bits((student.critic, student.target), (start.critic, start.target))
+
+
+def test_fac_without_its_penalty_has_the_critic_of_fql(spec, batch, getkey):
+    # For the same target: what the weights and the policy's actions are plays no part, to the bit.
+    plain = fql.FQL.create(getkey(), spec, fql.Config(hidden=(8,)))
+    gated = flow_ac.FlowAC.create(getkey(), spec, flow_ac.Config(hidden=(8,), alpha=0.0))
+    y, a_p, w = batch.reward, batch.action[::-1], jnp.linspace(0.0, 1.0, 16)
+    ours = lambda q: gated._critic_loss(q, y, batch, a_p, w)[0]
+    theirs = lambda q: plain._critic_loss(q, y, batch)[0]
+    assert_bits(jax.value_and_grad(ours)(plain.critic), jax.value_and_grad(theirs)(plain.critic))
 
 
 def test_fql_with_distance_alone_moves_mu_as_without_values(spec, batch, getkey):

@@ -10,7 +10,7 @@ import tyro
 
 from trimtab.cli.flags import parse
 from trimtab.core import RunError, UsageError
-from trimtab.papers import PAPERS
+from trimtab.papers import BUDGETED, PAPERS
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Flags:
     """minutes, up to an hour on two cores, or the paper's own settings."""
     out: Path | None = None
     """folder of results and runs; default: reproduce/PAPER-SCALE. What is done in it already is not done again."""
+    offline_steps: int | None = None
+    """updates on data of each run that compares agents, at scale small; flow-ac and fino only."""
+    online_steps: int | None = None
+    """environment steps of these runs after them."""
 
 
 def run(args: list[str]) -> None:
@@ -32,12 +36,19 @@ def run(args: list[str]) -> None:
         near = difflib.get_close_matches(flags.paper, PAPERS, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(PAPERS))}"
         raise UsageError(f"unknown paper {flags.paper!r}: {hint}")
+    steps = {name: getattr(flags, name) for name in ("offline_steps", "online_steps")}
+    given = {name: number for name, number in steps.items() if number is not None}
+    for name, number in given.items():
+        if flags.paper not in BUDGETED or flags.scale != "small":
+            raise UsageError(f"--{name.replace('_', '-')} is for the scale small of {' and '.join(BUDGETED)}")
+        if number < 4:
+            raise UsageError(f"{name.replace('_', '-')} must be at least 4, got {number}")
     out = flags.out or Path("reproduce") / f"{flags.paper}-{flags.scale}"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-    results = importlib.import_module(PAPERS[flags.paper][0]).reproduce(flags.scale, out)
+    results = importlib.import_module(PAPERS[flags.paper][0]).reproduce(flags.scale, out, **given)
     text, path = results.save(out)
     print(text)
     print(f"wrote   {path}")

@@ -5,6 +5,14 @@ PAPERS: dict[str, tuple[str, str]] = {
         "trimtab.papers.action_jacobian",
         "Action Jacobian and linear policies (arXiv:2602.18312): control without high frequencies, on an arm",
     ),
+    "fino": (
+        "trimtab.papers.fino",
+        "FINO (arXiv:2602.18117): what noise in flow matching widens, and what choosing by value gains",
+    ),
+    "flow-ac": (
+        "trimtab.papers.flow_ac",
+        "FAC (arXiv:2602.18015): a flow's density keeps critics from dreaming; eleven agents side by side",
+    ),
     "mepoly": (
         "trimtab.papers.mepoly",
         "MePoly (arXiv:2602.17832): polynomial densities as policies, on bandits with many best actions",
@@ -20,3 +28,6 @@ PAPERS: dict[str, tuple[str, str]] = {
     "sac-flow": ("trimtab.papers.sac_flow", "SAC Flow (arXiv:2509.25756): steady gradients through a flow's rollout"),
 }
 """Command-line name -> (module with `reproduce(scale, out)`, help line)."""
+
+BUDGETED = ("fino", "flow-ac")
+"""Papers whose `reproduce` also takes `offline_steps` and `online_steps`, of the runs that compare agents."""

@@ -23,7 +23,19 @@ from trimtab.run.folder import environment, replace_text, write_json
 from trimtab.run.results import read_run
 from trimtab.run.statistics import aggregate
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#999999",
+    "#000000",
+    "#8b5a2b",
+    "#7b3fb5",
+    "#7a9a01",
+)
 
 
 @dataclass(frozen=True)
@@ -183,19 +195,16 @@ def folder(job: Job, out: Path) -> Path:
     return found
 
 
-def curve(job: Job, out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and means (of the job's `measure`) of the evaluations of a job that has run."""
-    folder = _find(job, out)
-    assert folder is not None, f"{job} has not run"
-    run = read_run(folder)
-    return run.successes if job.measure == "success" else run.returns
+def curve(job: Job, out: Path, measure: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and means of the evaluations of a job that has run: of its returns or successes, by its own `measure`
+    unless another is asked for."""
+    run = read_run(folder(job, out))
+    return run.successes if (measure or job.measure) == "success" else run.returns
 
 
 def metrics(job: Job, out: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and values of everything that a job has logged, by name."""
-    folder = _find(job, out)
-    assert folder is not None, f"{job} has not run"
-    return read_run(folder).metrics
+    return read_run(folder(job, out)).metrics
 
 
 def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:

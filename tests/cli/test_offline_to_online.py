@@ -1,0 +1,95 @@
+"""From data to online on the command line: evaluation around the switch, and the recipes of FAC and FINO."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import ONLINE
+from tests.cli.test_bad_input import assert_one_line
+from trimtab.cli.flags import parse
+from trimtab.cli.train import flags_for
+from trimtab.papers import comparison, fino, flow_ac
+from trimtab.papers.recipe import Results
+from trimtab.papers.sac_flow import data_name
+
+
+@pytest.mark.parametrize("sampling", ["symmetric", pytest.param("merged", marks=pytest.mark.thorough)])
+def test_evaluated_on_both_sides_of_the_switch(cli, tmp_path, dataset, sampling):
+    """At the last update on data whatever its number, soon after, and at the end; in several environments at once."""
+    args = f"train fql --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 110 --online-steps 90 {ONLINE}"
+    args = f"{args} --num-envs 3 --sampling {sampling} --eval-freq 40 --out {tmp_path} --name x"
+    assert cli(*args.split()).status == 0
+    run = tmp_path / "InvertedPendulum-v5/fql/x"
+    with (run / "eval.csv").open() as file:
+        steps = sorted({int(row["step"]) for row in csv.DictReader(file)})
+    assert steps == [40, 80, 110, 122, 161, 200]  # three steps at once: the first one beyond each multiple of 40
+    out = tmp_path / "report"
+    assert cli("report", run, "--out", out).status == 0
+    figures = json.loads((out / "report.json").read_text())
+    assert figures["tasks"][0]["switches"] == [110] and None not in figures["runs"][0]["around_switch"]
+
+
+def jobs(recipe: str, data: Path):
+    """All training runs of a recipe."""
+    if recipe == "comparison":
+        return comparison.jobs(data, comparison.Budget(seeds=(0, 1)))
+    if recipe == "fino, small":
+        return fino.noise_jobs(data, comparison.Budget())
+    if recipe == "flow-ac, TwoRoute":
+        return flow_ac.two_route_jobs(data, (0, 1, 2), (7_500, 15_000))
+    return (fino if recipe == "fino, paper" else flow_ac).paper_jobs(data)
+
+
+@pytest.mark.parametrize("recipe", ["comparison", "fino, small", "flow-ac, TwoRoute", "fino, paper", "flow-ac, paper"])
+def test_the_runs_of_a_recipe_are_commands_that_parse(recipe, tmp_path):
+    """No two share a folder, and each is read back as what was meant. One seed of the many is enough to read."""
+    found = jobs(recipe, tmp_path)
+    assert len({job.folder(tmp_path) for job in found}) == len(found)
+    for job in (job for job in found if job.seed == 0):
+        agent, *words = job.command(tmp_path)[2:]
+        read = parse(flags_for(agent), words, "trimtab train")
+        assert read.offline_steps or read.online_steps
+        assert (agent == "rlpd") == (read.offline_steps == 0)
+        assert (read.sampling == "symmetric") == (agent in ("rlpd", "cal-ql"))
+        if "TwoRoute" not in job.setting:
+            assert read.env == job.setting and Path(read.dataset) == tmp_path / f"{data_name(job.setting)}.npz"
+        else:
+            assert read.keep_evaluated and f"{getattr(read.agent, 'lam', read.agent.alpha):g}" in job.setting
+    if recipe == "comparison":
+        methods = [job.method for job in found if (job.setting, job.seed) == (comparison.CUBE, 0)]
+        assert sorted(methods) == sorted([*comparison.OFFLINE, *comparison.BOTH, "RLPD"]) and len(methods) == 11
+
+
+def test_steps_of_a_comparison_are_flags(cli, tmp_path):
+    small = f"--scale small --out {tmp_path}"
+    assert_one_line(cli(*f"reproduce sac-flow {small} --offline-steps 10".split()), 2, "fino and flow-ac")
+    assert_one_line(cli(*f"reproduce fino --out {tmp_path} --online-steps 10".split()), 2, "scale small")
+    assert_one_line(cli(*f"reproduce flow-ac {small} --offline-steps 3".split()), 2, "offline-steps must be at least 4")
+    assert comparison.budget_of(400, None) == comparison.Budget(offline=400)
+    job = comparison.jobs(tmp_path, comparison.budget_of(400, 40))[1]
+    assert job.flags[job.flags.index("--eval-freq") + 1] == "10"
+
+
+def test_a_comparison_is_read_from_its_runs(tmp_path):
+    """Of a run with its switch at 4: what it had then, what it had at the end, and the first return after it."""
+    job = next(j for j in comparison.jobs(tmp_path, comparison.Budget(4, 4, (0,))) if j.method == "FQL")
+    folder = job.folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"agent": "fql", "env": "x", "dataset": "d"}))
+    rows = [(2, -9, 0), (4, -10, 0.5), (6, -13, 0.25), (8, -5, 1)]
+    lines = [f"{step},0,{value},1,{success}" for step, value, success in rows]
+    (folder / "eval.csv").write_text("\n".join(["step,episode,return,length,success", *lines]) + "\n")
+    results = Results("flow-ac", "small")
+    comparison.measure(results, job, tmp_path)
+    found = {row["metric"]: row["value"] for row in results.rows}
+    assert found[comparison.AFTER_DATA] == 0.5 and found[comparison.AT_END] == 1.0
+    assert found[comparison.DROP] == pytest.approx(0.3)
+
+
+def test_how_often_one_is_above_the_other():
+    inside, outside = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0])
+    assert flow_ac.auroc(inside, outside) == pytest.approx((1 + 1.5 + 2) / 6)
+    assert flow_ac.auroc(outside, inside) == pytest.approx(1.5 / 6)
