@@ -119,6 +119,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(place, whole, tmp_path, capsys, 
     assert "is finished: nothing to resume" in capsys.readouterr().out
 
 
+def test_a_reset_makes_the_policy_its_own_reference(place, tmp_path, capsys):
+    flags = ["--beta", "0.1", "--reset-reference", "2", "--steps", "4", "--learning-rate", "1e-2"]
+    assert train(place, *flags, out=tmp_path) == 0
+    first, second, third, fourth = values(folder_of(capsys), "train/kl")
+    assert first == third == pytest.approx(0.0, abs=1e-6) and second > 1e-5 and fourth > 1e-5
+
+
 def test_lora_trains_adapters_alone(place, tmp_path, capsys):
     flags = [*["--algorithm", "gcd", "--labels", "w10", "w11", "--template"], "{state} w9 {action}"]
     assert train(place, *flags, "--steps", "1", "--lora", "2", "--beta", "0.1", out=tmp_path) == 0

@@ -13,6 +13,10 @@ PAPERS: dict[str, tuple[str, str]] = {
         "trimtab.papers.flow_ac",
         "FAC (arXiv:2602.18015): a flow's density keeps critics from dreaming; eleven agents side by side",
     ),
+    "gradient-regularization": (
+        "trimtab.papers.gradient_regularization",
+        "Gradient regularisation (arXiv:2602.18037): reward hacking stopped where no KL penalty does",
+    ),
     "mepoly": (
         "trimtab.papers.mepoly",
         "MePoly (arXiv:2602.17832): polynomial densities as policies, on bandits with many best actions",

@@ -1,0 +1,102 @@
+"""Gradient regularisation (arXiv:2602.18037): does it stop reward hacking where no KL penalty does?
+
+1. T1 (all scales): an exploit in exact arithmetic, `trimtab/language/exploit.py`.
+2. T2 (small and paper): the same exploit for a tiny language model, through TRL, `trimtab/language/testbeds.py`.
+3. Paper scale also writes `commands.txt`: the paper's settings for a GPU, with models to fill in.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from trimtab.language import require
+from trimtab.papers.recipe import Results
+from trimtab.run.folder import replace_text
+
+T1, T2 = "T1, exact", "T2, tiny language model"
+
+KL = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+GAMMA = (3.0, 10.0, 30.0)
+
+COMMANDS = """\
+# Reward model (RLHF): 8 completions of 106 tokens, 4 x 16 a step, advantages not scaled.
+trimtab language train grpo --model MODEL_AFTER_SFT --algorithm gradreg --gamma 0.01 --eps 0.001 --task alpaca.jsonl \\
+    --reward reward_model.py --loss grpo --scale-rewards none --num-generations 8 --batch-size 16 --accumulation 4 \\
+    --max-completion-length 106 --learning-rate 5e-6 --steps 250
+# The same with a KL penalty, and with reference resets.
+trimtab language train grpo --model MODEL_AFTER_SFT --task alpaca.jsonl --reward reward_model.py --loss grpo \\
+    --scale-rewards none --num-generations 8 --batch-size 16 --accumulation 4 --max-completion-length 106 \\
+    --learning-rate 3e-6 --steps 250 --beta 0.1
+trimtab language train grpo --model MODEL_AFTER_SFT --task alpaca.jsonl --reward reward_model.py --loss grpo \\
+    --scale-rewards none --num-generations 8 --batch-size 16 --accumulation 4 --max-completion-length 106 \\
+    --learning-rate 3e-6 --steps 250 --beta 0.1 --reset-reference 50
+# A language model as judge: true correctness is `gold`, measured and not paid for.
+trimtab language train grpo --model MODEL --algorithm gradreg --gamma 0.001 --eps 0.001 --task gsm8k.jsonl \\
+    --reward judge.py --loss grpo --scale-rewards none --num-generations 8 --batch-size 16 --accumulation 4 \\
+    --learning-rate 5e-6 --steps 1000
+"""
+
+
+def reproduce(scale: str, out: Path) -> Results:
+    """Runs the comparison at one scale."""
+    require()
+    results = Results("gradient-regularization", scale)
+    exact(results)
+    if scale != "smoke":
+        tiny(results, (0, 1) if scale == "small" else tuple(range(5)))
+    if scale == "paper":
+        replace_text(out / "commands.txt", COMMANDS)
+    claim = "GR beats a KL penalty where the reward can be hacked"
+    results.anchor(T1, "paper", "claim", claim, "arXiv:2602.18037, abstract")
+    return results
+
+
+def exact(results: Results) -> None:
+    """T1: nothing is random, so there are no seeds."""
+    from trimtab.language.exploit import Exploit, run
+
+    settings: dict[str, Any] = {"none": Exploit()}
+    settings |= {f"KL {beta:g}": Exploit(kl=beta) for beta in KL}
+    settings |= {"KL 0.1, reset every 200": Exploit(kl=0.1, reset=200)}
+    settings |= {f"GR gamma {gamma:g}": Exploit(gamma=gamma) for gamma in GAMMA}
+    settings |= {f"GR gamma 10, eps {eps:g}": Exploit(gamma=10.0, eps=eps) for eps in (1e-2, 1e-1, 1.0)}
+    settings |= {f"start 0.7, GR gamma {gamma:g}": Exploit(gamma=gamma, start=0.7) for gamma in GAMMA[1:]}
+    found = {}
+    for name, setting in settings.items():
+        outcomes, _ = run(setting)
+        found[name] = last = outcomes[-1]
+        for metric in ("proxy", "gold", "hack"):
+            results.add(T1, name, None, metric, getattr(last, metric))
+    results.check("T1, none: hack", found["none"].hack > 0.95, found["none"].hack, 0.95)
+    results.check("T1, none: gold", found["none"].gold < 0.65, found["none"].gold, 0.65)
+    best = max(found[f"KL {beta:g}"].gold for beta in KL)
+    results.check("T1, best gold of any KL", best < 0.65, best, 0.65)
+    for gamma, least in ((10.0, 0.85), (30.0, 0.95)):
+        last = found[f"GR gamma {gamma:g}"]
+        results.check(f"T1, GR gamma {gamma:g}: gold", last.gold > least, last.gold, least)
+        results.check(f"T1, GR gamma {gamma:g}: hack", last.hack < 0.05, last.hack, 0.05)
+
+
+def tiny(results: Results, seeds: tuple[int, ...]) -> None:
+    """T2: means over the last window of steps, every seed reported."""
+    from trimtab.language.testbeds import Words, words
+
+    settings: dict[str, dict[str, Any]] = {"none": {}}
+    settings |= {f"KL {beta:g}": dict(kl=beta) for beta in (0.05, 0.3, 1.0, 3.0)}
+    settings |= {"KL 0.05, reset every 50": dict(kl=0.05, reset=50)}
+    settings |= {f"GR gamma {gamma:g}": dict(gamma=gamma) for gamma in GAMMA}
+    for name, setting in settings.items():
+        for seed in seeds:
+            curves = words(Words(seed=seed, **setting))
+            for metric in ("proxy", "gold", "hack"):
+                results.add(T2, name, seed, metric, curves[metric][-1])
+            results.add(T2, name, seed, "largest gradient norm", max(curves["grad_norm"]))
+            print(f"{name}, seed {seed}: gold {curves['gold'][-1]:.3f}, hack {curves['hack'][-1]:.3f}", flush=True)
+    worst = lambda name, metric, pick: pick(results.values(T2, name, metric))
+    least = worst("none", "hack", min)
+    results.check("T2, none: least hack over seeds", least > 0.9, least, 0.9)
+    for gamma in GAMMA[1:]:
+        gold, hack = worst(f"GR gamma {gamma:g}", "gold", min), worst(f"GR gamma {gamma:g}", "hack", max)
+        results.check(f"T2, GR gamma {gamma:g}: least gold over seeds", gold > 0.9, gold, 0.9)
+        results.check(f"T2, GR gamma {gamma:g}: largest hack over seeds", hack < 0.05, hack, 0.05)
+    best = max(value for name in settings if name.startswith("KL") for value in results.values(T2, name, "gold"))
+    results.check("T2, best gold of any KL and seed", best < 0.65, best, 0.65)
