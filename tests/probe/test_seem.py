@@ -14,7 +14,7 @@ def test_layer_norm_keeps_values_in_bounds_and_learns_from_one_percent(tmp_path)
     few = [job for job in subsets("small", data) if job.flags[0] == "td3-bc" and " 1% " in job.setting]
     jobs, results = control("small", data) + few, Results("seem", "test")
     train(results, jobs, tmp_path)
-    assert len(jobs) == 12 and len(results.checks) == 4
+    assert len(jobs) == 12 and len(results.checks) == 5
     assert sum(job.setting.startswith(CONTROL) for job in jobs) == 6
     assert not results.failed(), results.table()
     print(results.table())

@@ -81,7 +81,7 @@ class Results:
         """A figure or statement of the paper, to stand beside ours."""
         self.anchors.append(dict(setting=setting, method=method, metric=metric, value=value, source=source))
 
-    def check(self, name: str, passed: bool, value: float, threshold: float) -> None:
+    def check(self, name: str, passed: bool, value: float | int, threshold: float | int) -> None:
         """A claim that must hold; a failed one makes the command exit 1."""
         self.checks.append(dict(name=name, passed=bool(passed), value=float(value), threshold=float(threshold)))
 
