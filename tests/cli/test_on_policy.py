@@ -113,10 +113,12 @@ def test_a_data_set_is_refused(cli, tmp_path, dataset):
 def test_presets_hold_where_nothing_else_is_said(cli, tmp_path):
     args = ["train", "ppo", "--env", "trimtab/Pendulum-v1", "--steps", "8", "--log", "csv", "--eval-freq", "0"]
     found = cli(*args, "--agent.n-steps", "8", "--agent.batch-size", "16", "--agent.n-epochs", "1", "--out", tmp_path)
-    assert found.status == 0 and "preset  num-envs 4, agent.n-steps 256" in found.out
+    assert found.status == 0 and "preset  num-envs 8, agent.n-steps 256" in found.out
     (config,) = tmp_path.rglob("config.json")
     record = json.loads(config.read_text())
-    assert record["num_envs"] == 4 and record["agent_config"]["gamma"] == 0.9 and record["agent_config"]["n_steps"] == 8
+    assert (
+        record["num_envs"] == 8 and record["agent_config"]["gamma"] == 0.95 and record["agent_config"]["n_steps"] == 8
+    )
     assert flags_for("ppo")().agent == Config() and find("ppo", "Hopper-v5") is None
 
 

@@ -72,7 +72,7 @@ def plan(scale: str) -> list[Job]:
         methods["degree 14, trapezoid"] = _polynomial(14, points=256, quadrature="trapezoid")
     curves = {"lemniscate": CURVES["lemniscate"]} if scale == "smoke" else CURVES
     seeds = range({"smoke": 1, "small": 2, "paper": 3}[scale])
-    options: dict[str, Any] = dict(steps=102_400, num_envs=1024, eval_freq=20_480, checkpoint_freq=51_200)
+    options: dict[str, Any] = dict(steps=153_600, num_envs=1024, eval_freq=20_480, checkpoint_freq=51_200)
     return [
         Job(curve, method, seed, flags("ppo", env, config, **options))
         for curve, env in curves.items()

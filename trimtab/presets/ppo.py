@@ -2,7 +2,15 @@
 
 from typing import Any
 
-_PENDULUM: dict[str, Any] = dict(num_envs=4, n_steps=256, batch_size=128, gamma=0.9, learning_rate=1e-3)
+_PENDULUM: dict[str, Any] = dict(
+    num_envs=8,
+    n_steps=256,
+    batch_size=256,
+    gamma=0.95,
+    learning_rate=1e-3,
+    anneal_steps=500_000,
+    activation="relu",
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
