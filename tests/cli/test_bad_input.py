@@ -66,7 +66,7 @@ USAGE = [
     ("fly", "unknown command 'fly': choose one of"),
     ("train", "name an agent:"),
     ("train saq --env probe/Both", "unknown agent 'saq': did you mean 'sac'?"),
-    ("train zzzz --env probe/Both", "unknown agent 'zzzz': choose one of bc, cql, ddpg"),
+    ("train zzzz --env probe/Both", "unknown agent 'zzzz': choose one of bc, cal-ql, cql, ddpg"),
     ("train --env probe/Both", "the agent comes first"),
     ("train sac --env Hoper-v5", "unknown environment 'Hoper-v5': did you mean 'Hopper-v5'?"),
     ("train sac --env probe/Bot", "did you mean 'probe/Both'?"),

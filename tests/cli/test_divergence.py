@@ -113,6 +113,7 @@ def test_the_others_of_a_killed_group_end_with_the_same_bits(cli, poison, tmp_pa
     assert contents(folder(tmp_path, "x_s0")) == broken
 
 
+@pytest.mark.thorough
 def test_the_others_can_be_prolonged(cli, poison, tmp_path, monkeypatch):
     poison(1, 300)
     assert cli(*arguments(tmp_path, "x")).status == 1

@@ -74,6 +74,7 @@ def test_bad_requests_leave_nothing_behind(tmp_path, capsys, args, words):
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+@pytest.mark.thorough
 def test_a_recipes_commands_are_understood(scale, tmp_path):
     jobs = plan(scale)
     for job in jobs:

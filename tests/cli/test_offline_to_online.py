@@ -17,6 +17,7 @@ from trimtab.papers.sac_flow import data_name
 
 
 @pytest.mark.parametrize("sampling", ["symmetric", pytest.param("merged", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
 def test_evaluated_on_both_sides_of_the_switch(cli, tmp_path, dataset, sampling):
     """At the last update on data whatever its number, soon after, and at the end; in several environments at once."""
     args = f"train fql --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 110 --online-steps 90 {ONLINE}"

@@ -25,6 +25,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.thorough
 def test_a_prolonged_run_is_the_whole_run(cli, tmp_path, case):
     env, flags, name = CASES[case]
     args = ["train", "ppo", "--env", env, *SMALL.split(), *flags.split(), "--checkpoint-freq", "64", "--name", "run"]
@@ -49,6 +50,7 @@ CONFIG = Config(hidden=(8,), n_steps=32, batch_size=32, n_epochs=2)
 OPTIONS = dict(log=("csv",), quiet=True, eval_freq=0, checkpoint_freq=0, name="run", config=CONFIG)
 
 
+@pytest.mark.thorough
 def test_several_choices_under_a_mask(tmp_path):
     run = api.train("ppo", Menu, steps=128, num_envs=2, out=tmp_path, **OPTIONS)  # Menu asserts that masks hold
     policy = trimtab.load(run.path)

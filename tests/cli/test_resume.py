@@ -316,6 +316,7 @@ def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dat
     assert_same_run(folder / "often", folder / "whole")
 
 
+@pytest.mark.thorough
 def test_data_beside_an_agent_that_has_learnt_nothing_yet(cli, crash_at, tmp_path, dataset):
     """RLPD: no offline updates, random steps first, half of each batch data; killed, it ends with the same bits."""
     args = f"train rlpd --env InvertedPendulum-v5 --dataset {dataset} --online-steps 150 --sampling symmetric {ONLINE}"
@@ -504,6 +505,7 @@ def test_prolonged_run_equals_a_longer_one(cli, whole, tmp_path, dataset, case):
     assert "--steps 10 is less than" in found.errors[0]
 
 
+@pytest.mark.thorough
 def test_prolonged_seeds_equal_longer_ones(cli, tmp_path):
     args = f"train sac --env probe/Both {ONLINE} --seeds 0 1 --log-freq 100 --eval-freq 200 --out {tmp_path}".split()
     assert cli(*args, "--steps", "400", "--name", "short").status == 0

@@ -155,6 +155,7 @@ def test_xi_follows_the_spread():
     assert at(-100.0) == 0.0
 
 
+@pytest.mark.thorough
 def test_xi_moves_online_when_it_is_due_and_at_no_other_time(spec, batch):
     fino = agent(spec, entropy_every=2, entropy_samples=40)
     first, m = fino.update(batch, jr.key(1))

@@ -91,6 +91,7 @@ def test_gauss_needs_fewer_points(wide):
 
 
 @pytest.mark.parametrize("jitter", [True, False])
+@pytest.mark.thorough
 def test_samples_have_the_moments(jitter):
     family = Family.create(3, 2, 48)
     found = Polynomial.create(family, 0.7 * jr.normal(jr.key(4), (family.size,)), jitter=jitter)
