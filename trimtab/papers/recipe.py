@@ -142,13 +142,14 @@ def make_data(name: str, data: Path, episodes: int | None) -> None:
         raise RunError(f"the data set {name} could not be made")
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, say: Callable[[str], None] = print) -> None:
+def run_jobs(jobs: Sequence[Job], out: Path, say: Callable[[str], None] | None = None) -> None:
     """Trains what is not trained yet, one process a core. Raises `RunError` with the last line of a run that failed.
 
     A command's output goes to `log.txt` beside its run.
     """
     commands = list({tuple(job.command(out)): job for job in reversed(jobs)}.values())[::-1]
     cores = max(1, min(len(os.sched_getaffinity(0)), len(commands)))
+    say = say or (lambda line: print(line, flush=True))
     began, done = time.monotonic(), 0
     with ThreadPoolExecutor(cores) as pool:
         for job, seconds in pool.map(lambda job: _run(job, out), commands):

@@ -83,7 +83,7 @@ def from_scratch(scale: str) -> list[Job]:
         sizes = {"Pendulum-v1": 10_000}
         methods, seeds = ("Flow-G", "naive flow"), (0,)
     elif scale == "small":
-        sizes = {"Pendulum-v1": 20_000, "Hopper-v5": 9_000, "HalfCheetah-v5": 9_000}
+        sizes = {"Pendulum-v1": 12_000, "Hopper-v5": 9_000, "HalfCheetah-v5": 9_000}
         methods, seeds = ("Flow-G", "Flow-T", "naive flow", "Gaussian SAC"), (0, 1, 2)
     else:
         tasks = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")
