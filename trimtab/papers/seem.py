@@ -275,19 +275,19 @@ def control(scale: str, data: Path) -> list[Job]:
 
 
 def subsets(scale: str, data: Path) -> list[Job]:
-    """TD3+BC, IQL and CQL on shares of the transitions. Small: Pendulum, 5,000 updates, 10 % and 1 %. Paper: three
-    tasks, 100, 50, 10 and 1 %, 1,000,000 updates."""
+    """TD3+BC, IQL and CQL on shares of the transitions. Small: Pendulum, 5,000 updates, 10 % and 1 %, CQL with 4 of
+    each kind of actions instead of 10. Paper: three tasks, 100, 50, 10 and 1 %, 1,000,000 updates."""
     if scale == "smoke":
         return []
     names = {"Pendulum-v1": "mujoco/pendulum/medium-v0"}
-    steps, shares = 5_000, (0.1, 0.01)
+    steps, shares, configs = 5_000, (0.1, 0.01), OFFLINE | {"cql": ("CQL", cql.Config(cql_actions=4))}
     if scale == "paper":
         names = {ENVS[task]: f"mujoco/{task}/medium-v0" for task in ("hopper", "halfcheetah", "walker2d")}
-        steps, shares = 1_000_000, (1.0, 0.5, 0.1, 0.01)
+        steps, shares, configs = 1_000_000, (1.0, 0.5, 0.1, 0.01), OFFLINE
     jobs = []
     for env, name in names.items():
         for share in shares:
-            for agent, (label, config) in OFFLINE.items():
+            for agent, (label, config) in configs.items():
                 for method, norm in NORMS.items():
                     options = dict(offline_steps=steps, eval_freq=steps // 2, dataset_fraction=share)
                     options |= dict(probes="seem", probe_freq=steps // 20)

@@ -15,7 +15,8 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; `low` and `high` are nan where there is no interval."""
+    """A figure and its interval, of 95 % unless another level was asked for; `low` and `high` are nan where there is
+    none."""
 
     value: float
     low: float
@@ -33,13 +34,14 @@ class Aggregate:
     median: Estimate
 
 
-def aggregate(scores: Float[np.ndarray, "..."], reps: int = 2000, seed: int = 0) -> Aggregate:
-    """Interquartile mean, mean and median. ValueError for scores of another shape, nan or inf."""
+def aggregate(scores: Float[np.ndarray, "..."], reps: int = 2000, seed: int = 0, level: float = 0.95) -> Aggregate:
+    """Interquartile mean, mean and median, with intervals of `level`. ValueError for scores of another shape, nan or
+    inf."""
     _, metrics = _rliable()
     matrix = _matrix(scores)
     median = metrics.aggregate_median if matrix.shape[1] > 1 else np.median
     summary = lambda x: np.array([metrics.aggregate_iqm(x), metrics.aggregate_mean(x), median(x)])
-    value, low, high = _estimate(matrix, summary, reps, seed)
+    value, low, high = _estimate(matrix, summary, reps, seed, level)
     return Aggregate(len(matrix), *(Estimate(*map(float, row)) for row in zip(value, low, high, strict=True)))
 
 
@@ -78,7 +80,7 @@ def _matrix(scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "runs tasks"]
     return matrix
 
 
-def _estimate(scores: np.ndarray | list[np.ndarray], summary: Callable, reps: int, seed: int):
+def _estimate(scores: np.ndarray | list[np.ndarray], summary: Callable, reps: int, seed: int, level: float = 0.95):
     """Value and interval bounds of `summary`, three arrays alike in shape."""
     library, _ = _rliable()
     arrays = [scores] if isinstance(scores, np.ndarray) else scores
@@ -86,7 +88,9 @@ def _estimate(scores: np.ndarray | list[np.ndarray], summary: Callable, reps: in
         value = summary(*arrays)
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     with _numpy_seed(seed):
-        values, intervals = library.get_interval_estimates({"": scores}, summary, reps=reps)
+        values, intervals = library.get_interval_estimates(
+            {"": scores}, summary, reps=reps, confidence_interval_size=level
+        )
     return values[""], intervals[""][0], intervals[""][1]
 
 

@@ -49,6 +49,14 @@ def test_interval_covers_known_bootstrap_quantiles():
     )
 
 
+def test_a_lower_level_gives_a_narrower_interval():
+    scores = np.arange(9.0)
+    wide, narrow = aggregate(scores).mean, aggregate(scores, level=0.8).mean
+    # A mean of nine draws from 0 .. 8 has a standard deviation of sqrt(20/27): 1.96 and 1.28 of it on either side.
+    np.testing.assert_allclose([wide.high - 4, 4 - wide.low], 1.96 * np.sqrt(20 / 27), rtol=0.1)
+    np.testing.assert_allclose([narrow.high - 4, 4 - narrow.low], 1.28 * np.sqrt(20 / 27), rtol=0.1)
+
+
 def test_probability_of_improvement_equals_rliable_and_counting():
     from rliable import library, metrics
 
