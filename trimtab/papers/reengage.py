@@ -78,12 +78,18 @@ def _seek(d: int, steps: int, batch: int, rate: float, seeds: range, *, soft: bo
         configs["SAC"] = ("sac", sac.Config(**shared))
         configs["ReenGAGE on SAC"] = ("reengage-sac", reengage_sac.Config(**shared))
     options: dict[str, Any] = dict(steps=steps, her="future", **_often(steps), eval_episodes=50)
-    return [
-        Job(f"ContinuousSeek{d}", method, seed, flags(agent, env, config, **options), "success")
-        for seed in seeds
-        for method, (agent, config) in configs.items()
-        if not (method.endswith("SAC") and seed >= 10)
-    ]
+    jobs = []
+    for method, (agent, config) in configs.items():
+        chosen = seeds[:10] if method.endswith("SAC") else seeds
+        words = flags(agent, env, config, **options)
+        jobs += _together(f"ContinuousSeek{d}", method, chosen, words, "success")
+    return jobs
+
+
+def _together(setting: str, method: str, seeds: range, words: tuple[str, ...], measure: str) -> list[Job]:
+    """Own worlds need no host: their seeds train side by side."""
+    group = tuple(seeds) if len(seeds) > 1 else ()
+    return [Job(setting, method, seed, words, measure, group) for seed in seeds]
 
 
 _SMALL = reengage_sets.Config(encoder=(128, 128), hidden=(128,), batch_size=64, buffer_size=10_000)
@@ -94,11 +100,8 @@ def _sets(name: str, steps: int, seeds: range, config: reengage_sets.Config) -> 
     config = replace(config, learning_starts=min(config.learning_starts, steps // 3))
     methods = {"DDPG": replace(config, goal_match=0.0), "ReenGAGE": config}
     options = dict(steps=steps, **_often(steps), eval_episodes=100)
-    return [
-        Job(name, method, seed, flags("reengage-sets", f"trimtab/{name}-v0", chosen, **options))
-        for seed in seeds
-        for method, chosen in methods.items()
-    ]
+    words = {m: flags("reengage-sets", f"trimtab/{name}-v0", chosen, **options) for m, chosen in methods.items()}
+    return [job for method in methods for job in _together(name, method, seeds, words[method], "return")]
 
 
 def _hand(seeds: range) -> list[Job]:
