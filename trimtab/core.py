@@ -6,6 +6,7 @@ them.
 """
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,6 +231,13 @@ def require_counts(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise UsageError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    """Raises `UsageError` if the config's field of that name is none of `choices`."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise UsageError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
 def require_continuous(spec: Spec, agent: str) -> None:

@@ -27,7 +27,7 @@ from trimtab.batches import Transition
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
 from trimtab.ops import descend
 from trimtab.policies.deterministic import Deterministic
-from trimtab.policies.flow import FlowPolicy, MLPVelocity, flow_matching_loss
+from trimtab.policies.flow import FlowPolicy, flow_matching_loss, imitator
 from trimtab.policies.gaussian import Gaussian, Mean
 
 
@@ -67,7 +67,7 @@ class BC(AbstractAgent):
         elif config.policy == "deterministic":
             actor = Deterministic.create(spec, config.hidden, key, standardise=config.normalize_obs)
         elif config.policy == "flow":
-            actor = FlowPolicy.create(spec, _velocity(spec, config, key), None, config.flow_steps, clipped=True)
+            actor = imitator(spec, config.hidden, config.flow_steps, key)
         else:
             raise UsageError(f"unknown policy {config.policy!r}: choose gaussian, deterministic or flow")
         opt = dict(actor=optax.adam(config.learning_rate).init(actor))
@@ -96,9 +96,3 @@ class BC(AbstractAgent):
         if isinstance(actor, Gaussian):  # (1)
             return -actor.log_prob(batch.obs, batch.action).mean(), {"error": error}
         return error, {"error": error}  # (2)
-
-
-def _velocity(spec: Spec, config: Config, key: PRNGKeyArray) -> MLPVelocity:
-    return MLPVelocity.create(
-        spec, key, hidden=config.hidden, std_head=False, input_norm=False, activation="gelu", init="glorot"
-    )

@@ -17,15 +17,14 @@ Metrics: critic_loss (3), critic_mean E[Q(s, a)], critic_td the first term of (3
 cql_weight w lambda after the update; actor_loss (4), actor_entropy -E[log pi]; ent_coef_loss (5), ent_coef alpha after
 the update; *_grad_norm the global norm of that gradient (of cql_weight 0 without `lagrange`).
 Differences from Cal-QL's code, whose hyper-parameters and (1) these are: the losses of the critics are averaged and not
-summed, the actor sees the new critic, and networks do not start orthogonal.
+summed, the actor sees the new critic, (5) has alpha where the code has log alpha, lambda starts at 1 and not at e;
+networks do not start orthogonal, nor log stds at -1.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
@@ -36,6 +35,7 @@ from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageErro
 from trimtab.nets.critic import Critic
 from trimtab.ops import conservative_gap, copy, descend, polyak, td_target
 from trimtab.policies.gaussian import Mean, TanhGaussian
+from trimtab.policies.proposals import best_value, proposals
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class CQL(AbstractAgent):
         k_next, k_actor = jr.split(key)
         opt, tx = self.opt, {name: optax.adam(_rate(self.config, name)) for name in self.opt}
         y = self._target(batch, k_next)
-        proposals = self._proposals(batch, jr.fold_in(key, 0))
+        others = proposals(self.actor, batch.obs, batch.next_obs, self.config.cql_actions, jr.fold_in(key, 0))
         critic, opt_q, m_q = descend(
-            tx["critic"], self.critic, opt["critic"], lambda q: self._critic_loss(q, y, proposals, batch), "critic"
+            tx["critic"], self.critic, opt["critic"], lambda q: self._critic_loss(q, y, others, batch), "critic"
         )
         gap = m_q["critic_gap"]
         log_lambda, opt_l, m_l = descend(
@@ -157,8 +157,7 @@ class CQL(AbstractAgent):
 
     def _target(self, batch: Transition, key: PRNGKeyArray) -> Float[Array, " b"]:  # (1)
         if self.config.max_target_backup:
-            actions, _ = self.actor.samples_and_log_prob(batch.next_obs, self.config.cql_actions, key)
-            value = self.target.many(batch.next_obs, actions).min(0).max(0)
+            value = best_value(self.actor, self.target, batch.next_obs, self.config.cql_actions, key)
         else:
             action, log_prob = self.actor.sample_and_log_prob(batch.next_obs, key)
             value = self.target(batch.next_obs, action).min(0)
@@ -166,27 +165,16 @@ class CQL(AbstractAgent):
                 value = value - jnp.exp(self.log_alpha) * log_prob
         return td_target(batch.reward, batch.discount, value, self.config.gamma)
 
-    def _proposals(self, batch: Transition, key: PRNGKeyArray) -> tuple[Float[Array, "n3 b act"], Float[Array, "n3 b"]]:
-        """The actions of (2) and their log densities: uniform ones, then those of pi(s), then those of pi(s')."""
-        n, (k_uniform, k_here, k_next) = self.config.cql_actions, jr.split(key, 3)
-        uniform = jr.uniform(k_uniform, (n, *batch.action.shape), minval=-1.0, maxval=1.0)
-        flat = jnp.full(uniform.shape[:2], -math.log(2.0) * batch.action.shape[-1])
-        here, log_here = self.actor.samples_and_log_prob(batch.obs, n, k_here)
-        after, log_after = self.actor.samples_and_log_prob(batch.next_obs, n, k_next)
-        actions = jnp.concatenate([uniform, here, after])
-        return jax.lax.optimization_barrier((actions, jnp.concatenate([flat, log_here, log_after])))
-
     def _critic_loss(
         self,
         critic: Critic,
         y: Float[Array, " b"],
-        proposals: tuple[Float[Array, "n3 b act"], Float[Array, "n3 b"]],
+        others: tuple[Float[Array, "n3 b act"], Float[Array, "n3 b"]],
         batch: Transition,
     ):  # (2), (3)
-        actions, log_density = proposals
-        q = critic(batch.obs, batch.action)
-        others = critic.many(batch.obs, actions)
-        td, gap = jnp.square(q - jnp.broadcast_to(y, q.shape)).mean(), conservative_gap(q, others, log_density).mean()
+        actions, log_density = others
+        q, values = critic(batch.obs, batch.action), critic.many(batch.obs, actions)
+        td, gap = jnp.square(q - jnp.broadcast_to(y, q.shape)).mean(), conservative_gap(q, values, log_density).mean()
         weight = self.config.cql_alpha * jnp.exp(self.log_lambda)
         return td + weight * gap, {"mean": q.mean(), "td": td, "gap": gap}
 

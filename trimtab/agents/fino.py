@@ -43,12 +43,21 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous, require_counts
+from trimtab.core import (
+    AbstractAgent,
+    AbstractPolicy,
+    Metrics,
+    Spec,
+    UsageError,
+    require_choice,
+    require_continuous,
+    require_counts,
+)
 from trimtab.nets.critic import Critic
-from trimtab.ops import copy, descend, polyak, td_target, unit_scale
+from trimtab.ops import AGGREGATES, aggregate, copy, descend, polyak, td_target
 from trimtab.ops.mixture import mixture_entropy
 from trimtab.policies.compose import Guided
-from trimtab.policies.flow import FlowPolicy, MLPVelocity, OneStep
+from trimtab.policies.flow import FlowPolicy, OneStep, imitator, student_loss
 from trimtab.policies.velocity import AbstractVelocity
 
 NOISES = ("paper", "paper_impl", "code", "ot", "none")
@@ -127,26 +136,21 @@ class FINO(AbstractAgent):
         """A fresh agent. Raises `UsageError` for discrete actions, an unknown `noise` or `q_agg`, `eta` outside of
         [0, 1), or a count below 1."""
         require_continuous(spec, "fino")
-        if config.noise not in NOISES:
-            raise UsageError(f"unknown noise {config.noise!r}: choose one of {', '.join(NOISES)}")
-        if config.q_agg not in ("mean", "min"):
-            raise UsageError(f"unknown q_agg {config.q_agg!r}: choose mean or min")
+        require_choice(config, "noise", NOISES)
+        require_choice(config, "q_agg", AGGREGATES)
         if not 0.0 <= config.eta < 1.0:
             raise UsageError(f"eta must be at least 0 and less than 1, got {config.eta}")
-        require_counts(config, "entropy_every", "entropy_samples")
-        candidates = min(10, (spec.action_size + 1) // 2) if config.candidates is None else config.candidates
-        if candidates < 1:
-            raise UsageError(f"candidates must be at least 1, got {candidates}")
-        config = replace(config, candidates=candidates)
+        if config.candidates is None:
+            config = replace(config, candidates=min(10, (spec.action_size + 1) // 2))
+        require_counts(config, "candidates", "entropy_every", "entropy_samples")
         if config.target_entropy is None:
             config = replace(config, target_entropy=-float(spec.action_size))
         k_actor, k_flow, k_critic = jr.split(key, 3)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot")
-        velocity = MLPVelocity.create(spec, k_flow, hidden=config.hidden, std_head=False, input_norm=False, **shape)
-        shape |= dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
         nets: dict[str, Any] = dict(
             actor=OneStep.create(spec, config.hidden, k_actor),
-            flow=FlowPolicy.create(spec, velocity, None, config.flow_steps, clipped=True),
+            flow=imitator(spec, config.hidden, config.flow_steps, k_flow),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}
@@ -195,8 +199,7 @@ class FINO(AbstractAgent):
 
     def _target(self, batch: Transition, key: PRNGKeyArray) -> Float[Array, " b"]:  # (1)
         q = self.target(batch.next_obs, self.actor(batch.next_obs, key))
-        value = q.min(0) if self.config.q_agg == "min" else q.mean(0)
-        return td_target(batch.reward, batch.discount, value, self.config.gamma)
+        return td_target(batch.reward, batch.discount, aggregate(q, self.config.q_agg), self.config.gamma)
 
     def _critic_loss(self, critic: Critic, y: Float[Array, " b"], batch: Transition):  # (2)
         q = critic(batch.obs, batch.action)
@@ -207,11 +210,7 @@ class FINO(AbstractAgent):
         return loss.mean(), {}
 
     def _actor_loss(self, actor: OneStep, critic: Critic, batch: Transition, start: Array, end: Array):  # (4)
-        mu = actor.mu(batch.obs, start)
-        distance = jnp.square(mu - end).mean()
-        q = critic(batch.obs, jnp.clip(mu, -1.0, 1.0)).mean(0)
-        value = unit_scale(q).mean() if self.config.normalize_q else q.mean()
-        return self.config.alpha * distance - value, {"distance": distance, "q": q.mean()}
+        return student_loss(actor, critic, batch.obs, start, end, self.config.alpha, self.config.normalize_q)
 
     def _steer(self, batch: Transition, key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, ""]]:  # (5)
         """The next xi, and H."""

@@ -38,11 +38,19 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Scored, Transition
-from trimtab.core import AbstractPolicy, AbstractScorer, Metrics, Spec, UsageError, require_continuous, require_counts
+from trimtab.core import (
+    AbstractPolicy,
+    AbstractScorer,
+    Metrics,
+    Spec,
+    require_choice,
+    require_continuous,
+    require_counts,
+)
 from trimtab.nets.critic import Critic
-from trimtab.ops import copy, descend, polyak, td_target, unit_scale
+from trimtab.ops import AGGREGATES, aggregate, copy, descend, polyak, td_target
 from trimtab.ops.ode import METHODS, log_density
-from trimtab.policies.flow import FlowPolicy, MLPVelocity, OneStep, flow_matching_loss
+from trimtab.policies.flow import FlowPolicy, OneStep, flow_matching_loss, imitator, student_loss
 
 EDGE = 1.0 - 1e-5
 """Actions of the data are kept this far inside [-1, 1]."""
@@ -118,29 +126,20 @@ class FlowAC(AbstractScorer):
         count below 1."""
         require_continuous(spec, "fac")
         require_counts(config, "proxy_steps", "density_steps")
-        _check("threshold", config.threshold, ("batch", "dataset"))
-        _check("weight", config.weight, tuple(WEIGHTS))
-        _check("q_agg", config.q_agg, ("mean", "min"))
-        _check("density_method", config.density_method, METHODS)
+        require_choice(config, "threshold", ("batch", "dataset"))
+        require_choice(config, "weight", tuple(WEIGHTS))
+        require_choice(config, "q_agg", AGGREGATES)
+        require_choice(config, "density_method", METHODS)
         k_proxy, k_actor, k_critic = jr.split(key, 3)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot")
-        velocity = MLPVelocity.create(spec, k_proxy, hidden=config.hidden, std_head=False, input_norm=False, **shape)
-        critic = Critic.create(
-            spec,
-            config.hidden,
-            config.critic_members,
-            k_critic,
-            norm=config.critic_norm,
-            norm_layers=config.norm_layers,
-            **shape,
-        )
+        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
         nets: dict[str, Any] = dict(
-            proxy=FlowPolicy.create(spec, velocity, None, config.flow_steps, clipped=True),
+            proxy=imitator(spec, config.hidden, config.flow_steps, k_proxy),
             actor=OneStep.create(spec, config.hidden, k_actor),
-            critic=critic,
+            critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}
-        return cls(**nets, target=copy(critic), opt=opt, step=jnp.int32(0), config=config)
+        return cls(**nets, target=copy(nets["critic"]), opt=opt, step=jnp.int32(0), config=config)
 
     @property
     def policy(self) -> AbstractPolicy:
@@ -197,8 +196,7 @@ class FlowAC(AbstractScorer):
 
     def _target(self, batch: Transition, key: PRNGKeyArray) -> Float[Array, " b"]:
         q = self.target(batch.next_obs, self.actor(batch.next_obs, key))
-        value = q.min(0) if self.config.q_agg == "min" else q.mean(0)
-        return td_target(batch.reward, batch.discount, value, self.config.gamma)
+        return td_target(batch.reward, batch.discount, aggregate(q, self.config.q_agg), self.config.gamma)
 
     def _penalty(self, batch: Transition, scored: Scored, key: PRNGKeyArray):
         """a_p, w, and what they look like."""
@@ -219,11 +217,8 @@ class FlowAC(AbstractScorer):
 
     def _actor_loss(self, actor: OneStep, batch: Transition, key: PRNGKeyArray):
         z = jr.normal(key, batch.action.shape)
-        mu, flow = actor.mu(batch.obs, z), self.proxy.rollout(batch.obs, z, None)[0].action
-        distance = jnp.square(mu - flow).mean()
-        q = self.critic(batch.obs, jnp.clip(mu, -1.0, 1.0)).mean(0)
-        value = unit_scale(q).mean() if self.config.normalize_q else q.mean()
-        return self.config.lam * distance - value, {"distance": distance, "q": q.mean()}
+        end = self.proxy.rollout(batch.obs, z, None)[0].action
+        return student_loss(actor, self.critic, batch.obs, z, end, self.config.lam, self.config.normalize_q)
 
 
 def penalty_weight(log_ratio: Float[Array, " b"], form: str) -> Float[Array, " b"]:
@@ -241,8 +236,3 @@ ACTOR = ("distance", "q")
 def _nothing(name: str, metrics: tuple[str, ...]) -> Metrics:
     """The metrics of a loss that is not computed in this phase."""
     return {f"{name}_{metric}": jnp.zeros(()) for metric in ("loss", "grad_norm", *metrics)}
-
-
-def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")

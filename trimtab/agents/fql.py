@@ -28,10 +28,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_choice, require_continuous
 from trimtab.nets.critic import Critic
-from trimtab.ops import copy, descend, polyak, td_target, unit_scale
-from trimtab.policies.flow import FlowPolicy, MLPVelocity, OneStep, flow_matching_loss
+from trimtab.ops import AGGREGATES, aggregate, copy, descend, polyak, td_target
+from trimtab.policies.flow import FlowPolicy, OneStep, flow_matching_loss, imitator, student_loss
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,13 @@ class FQL(AbstractAgent):
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "FQL":
         """A fresh agent. Raises `UsageError` for discrete actions or an unknown `q_agg`."""
         require_continuous(spec, "fql")
-        if config.q_agg not in ("mean", "min"):
-            raise UsageError(f"unknown q_agg {config.q_agg!r}: choose mean or min")
+        require_choice(config, "q_agg", AGGREGATES)
         k_actor, k_flow, k_critic = jr.split(key, 3)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot")
-        velocity = MLPVelocity.create(spec, k_flow, hidden=config.hidden, std_head=False, input_norm=False, **shape)
-        shape |= dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
         nets: dict[str, Any] = dict(
             actor=OneStep.create(spec, config.hidden, k_actor),
-            flow=FlowPolicy.create(spec, velocity, None, config.flow_steps, clipped=True),
+            flow=imitator(spec, config.hidden, config.flow_steps, k_flow),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}
@@ -138,8 +136,7 @@ class FQL(AbstractAgent):
 
     def _target(self, batch: Transition, key: PRNGKeyArray) -> Float[Array, " b"]:  # (1)
         q = self.target(batch.next_obs, self.actor(batch.next_obs, key))
-        value = q.min(0) if self.config.q_agg == "min" else q.mean(0)
-        return td_target(batch.reward, batch.discount, value, self.config.gamma)
+        return td_target(batch.reward, batch.discount, aggregate(q, self.config.q_agg), self.config.gamma)
 
     def _critic_loss(self, critic: Critic, y: Float[Array, " b"], batch: Transition):  # (2)
         q = critic(batch.obs, batch.action)
@@ -156,10 +153,8 @@ class FQL(AbstractAgent):
         start: Float[Array, "b act"],
         end: Float[Array, "b act"],
     ):  # (4)
-        mu = actor.mu(batch.obs, start)
-        distance = jnp.square(mu - end).mean()
-        if not self.config.rl:
-            return self.config.alpha * distance, {"distance": distance, "q": jnp.zeros(())}
-        q = critic(batch.obs, jnp.clip(mu, -1.0, 1.0)).mean(0)
-        value = unit_scale(q).mean() if self.config.normalize_q else q.mean()
-        return self.config.alpha * distance - value, {"distance": distance, "q": q.mean()}
+        alpha = self.config.alpha
+        if self.config.rl:
+            return student_loss(actor, critic, batch.obs, start, end, alpha, self.config.normalize_q)
+        distance = jnp.square(actor.mu(batch.obs, start) - end).mean()
+        return alpha * distance, {"distance": distance, "q": jnp.zeros(())}

@@ -28,7 +28,7 @@ from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageErro
 from trimtab.nets.critic import Critic, Value
 from trimtab.ops import copy, descend, expectile_loss, polyak, td_target
 from trimtab.policies.compose import BestOfN
-from trimtab.policies.flow import FlowPolicy, MLPVelocity, flow_matching_loss
+from trimtab.policies.flow import FlowPolicy, flow_matching_loss, imitator
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,10 @@ class IFQL(AbstractAgent):
         if config.candidates < 1:
             raise UsageError(f"candidates must be at least 1, got {config.candidates}")
         k_actor, k_critic, k_value = jr.split(key, 3)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot")
-        velocity = MLPVelocity.create(spec, k_actor, hidden=config.hidden, std_head=False, input_norm=False, **shape)
-        shape |= dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
         nets: dict[str, Any] = dict(
-            actor=FlowPolicy.create(spec, velocity, None, config.flow_steps, clipped=True),
+            actor=imitator(spec, config.hidden, config.flow_steps, k_actor),
             critic=Critic.create(spec, config.hidden, 2, k_critic, **shape),
             value=Value.create(spec, config.hidden, k_value, **shape),
         )

@@ -17,7 +17,8 @@ Metrics: critic_loss (2), critic_mean E[Q(s, a)]; bc_loss (3); actor_loss (4), a
 actor_q E[mean_e Q_e] of the second; *_grad_norm the global norm of that gradient.
 Differences from the official code: one Adam for each network instead of one for all; the actor sees the new critic and
 the target is mixed from it, where the code takes the old ones; after offline updates it learns from the first step
-online, there from the 5,000th.
+online, there from the 5,000th; a success ends the window's episode in data that go on after it, too, where the code
+keeps such windows with m = 0.
 """
 
 from dataclasses import dataclass, replace
@@ -30,10 +31,18 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Chunk
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
+from trimtab.core import (
+    AbstractAgent,
+    AbstractPolicy,
+    Metrics,
+    Spec,
+    require_choice,
+    require_continuous,
+    require_counts,
+)
 from trimtab.nets.critic import Critic
-from trimtab.ops import copy, descend, polyak, unit_scale
-from trimtab.policies.flow import FlowPolicy, MLPVelocity, OneStep, flow_matching_loss
+from trimtab.ops import AGGREGATES, aggregate, copy, descend, polyak
+from trimtab.policies.flow import FlowPolicy, OneStep, flow_matching_loss, imitator, student_loss
 
 
 @dataclass(frozen=True)
@@ -87,10 +96,8 @@ class QCFQL(AbstractAgent):
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "QCFQL":
         """A fresh agent. Raises `UsageError` for discrete actions, chunk < 1, or an unknown `q_agg`."""
         require_continuous(spec, "qc-fql")
-        if config.chunk < 1:
-            raise UsageError(f"chunk must be at least 1, got {config.chunk}")
-        if config.q_agg not in ("mean", "min"):
-            raise UsageError(f"unknown q_agg {config.q_agg!r}: choose mean or min")
+        require_counts(config, "chunk")
+        require_choice(config, "q_agg", AGGREGATES)
         chunks = replace(
             spec,
             action_size=spec.action_size * config.chunk,
@@ -98,12 +105,11 @@ class QCFQL(AbstractAgent):
             action_high=spec.action_high * config.chunk,
         )
         k_actor, k_flow, k_critic = jr.split(key, 3)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot")
-        velocity = MLPVelocity.create(chunks, k_flow, hidden=config.hidden, std_head=False, input_norm=False, **shape)
-        shape |= dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
         nets: dict[str, Any] = dict(
             actor=OneStep.create(chunks, config.hidden, k_actor),
-            flow=FlowPolicy.create(chunks, velocity, None, config.flow_steps, clipped=True),
+            flow=imitator(chunks, config.hidden, config.flow_steps, k_flow),
             critic=Critic.create(chunks, config.hidden, config.critic_members, k_critic, **shape),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}
@@ -146,7 +152,7 @@ class QCFQL(AbstractAgent):
         gamma, h = self.config.gamma, self.config.chunk
         powers = jnp.broadcast_to(gamma ** jnp.arange(h, dtype=jnp.float32), batch.reward.shape)
         q = self.target(batch.next_obs, self.actor(batch.next_obs, key))
-        value = q.min(0) if self.config.q_agg == "min" else q.mean(0)
+        value = aggregate(q, self.config.q_agg)
         return (powers * batch.reward).sum(1) + gamma**h * batch.discount.min(1) * value
 
     def _critic_loss(self, critic: Critic, y: Float[Array, " b"], batch: Chunk, action: Float[Array, "b plan"]):  # (2)
@@ -166,8 +172,4 @@ class QCFQL(AbstractAgent):
         start: Float[Array, "b plan"],
         end: Float[Array, "b plan"],
     ):  # (4)
-        mu = actor.mu(batch.obs, start)
-        distance = jnp.square(mu - end).mean()
-        q = critic(batch.obs, jnp.clip(mu, -1.0, 1.0)).mean(0)
-        value = unit_scale(q).mean() if self.config.normalize_q else q.mean()
-        return self.config.alpha * distance - value, {"distance": distance, "q": q.mean()}
+        return student_loss(actor, critic, batch.obs, start, end, self.config.alpha, self.config.normalize_q)

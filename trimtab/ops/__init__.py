@@ -16,5 +16,7 @@ from trimtab.ops.logprob import standard_log_prob as standard_log_prob
 from trimtab.ops.logprob import tanh_log_det as tanh_log_det
 from trimtab.ops.regression import expectile_loss as expectile_loss
 from trimtab.ops.scale import unit_scale as unit_scale
+from trimtab.ops.targets import AGGREGATES as AGGREGATES
+from trimtab.ops.targets import aggregate as aggregate
 from trimtab.ops.targets import polyak as polyak
 from trimtab.ops.targets import td_target as td_target

@@ -84,8 +84,8 @@ def log_density(
 ) -> Float[Array, "*b"]:
     """log p(x) at the end of the flow from N(0, I), by `steps` steps backwards.
 
-    `probes`, `gaussian` and `key` are those of `divergence`; directions are drawn anew at each evaluation. Raises
-    `UsageError` for an unknown method or steps < 1.
+    `probes`, `gaussian` and `key` are those of `divergence`; directions are drawn anew for each time, so evaluations of
+    "heun" and "rk4" at the same time share theirs. Raises `UsageError` for an unknown method or steps < 1.
     """
 
     def backwards(state: tuple[Array, Array], t: Float[Array, ""]) -> tuple[Array, Array]:

@@ -11,6 +11,15 @@ def polyak(online: Any, target: Any, rate: float | Float[Array, ""]) -> Any:
     return jax.tree.map(lambda o, t: t + rate * (o - t), online, target)
 
 
+AGGREGATES = ("mean", "min")
+"""How the values of several critics become one."""
+
+
+def aggregate(q: Float[Array, "e b"], how: str) -> Float[Array, " b"]:
+    """The mean over the members of an ensemble, or the least of them: one of `AGGREGATES`."""
+    return q.min(0) if how == "min" else q.mean(0)
+
+
 def td_target(
     reward: Float[Array, " b"], discount: Float[Array, " b"], value: Float[Array, " b"], gamma: float
 ) -> Float[Array, " b"]:

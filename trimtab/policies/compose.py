@@ -10,6 +10,7 @@ from trimtab.core import AbstractPolicy, Spec
 from trimtab.nets.critic import Critic
 from trimtab.nets.discrete import DiscreteQ
 from trimtab.nets.masks import allowed, features, masked
+from trimtab.ops import aggregate
 from trimtab.policies.distributions import Categorical
 
 
@@ -155,8 +156,7 @@ def _candidates(
     actions = inner(flat, key)
     rows = actions.shape[0] * actions.shape[1]
     q = critic(jax.tree.map(lambda x: x.reshape(rows, -1), flat), actions.reshape(rows, -1))
-    q = q.min(0) if q_agg == "min" else q.mean(0)
-    return actions, q.reshape(actions.shape[:2])
+    return actions, aggregate(q, q_agg).reshape(actions.shape[:2])
 
 
 def _take(actions: Float[Array, "n b act"], which: Int[Array, " b"], obs: PyTree[Float[Array, "..."]]) -> Array:

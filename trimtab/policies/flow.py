@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trimtab.core import AbstractPolicy, Spec, UsageError
+from trimtab.core import AbstractPolicy, Metrics, Spec, UsageError
+from trimtab.nets.critic import Critic
 from trimtab.nets.mlp import MLP, concat
-from trimtab.ops import standard_log_prob, tanh_log_det
+from trimtab.ops import standard_log_prob, tanh_log_det, unit_scale
 from trimtab.policies.velocity import AbstractVelocity
 from trimtab.policies.velocity import DecoderVelocity as DecoderVelocity
 from trimtab.policies.velocity import GatedVelocity as GatedVelocity
@@ -174,6 +175,12 @@ class FlowPolicy(AbstractPolicy):
         return x + dt * v, log_std + math.log(dt) if self.noise.on_velocity or official else log_std, official
 
 
+def imitator(spec: Spec, hidden: tuple[int, ...], steps: int, key: PRNGKeyArray) -> FlowPolicy:
+    """The flow that FQL's family fits to data: a plain velocity network of widths `hidden`, without noise."""
+    shape: dict[str, Any] = dict(std_head=False, input_norm=False, activation="gelu", init="glorot")
+    return FlowPolicy.create(spec, MLPVelocity.create(spec, key, hidden=hidden, **shape), None, steps, clipped=True)
+
+
 class OneStep(AbstractPolicy):
     """a = clip(mu(s, z), -1, 1), z ~ N(0, I): a flow's rollout distilled into one network (FQL)."""
 
@@ -201,6 +208,28 @@ class OneStep(AbstractPolicy):
         lead = jax.tree.leaves(obs)[0].shape[:-1]
         start = jr.normal(key, (*lead, self.net.layers[-1].bias.shape[-1]))
         return jnp.clip(self.mu(obs, start), -1.0, 1.0)
+
+
+def student_loss(
+    actor: OneStep,
+    critic: Critic,
+    obs: PyTree[Float[Array, "b ..."]],
+    start: Float[Array, "b act"],
+    end: Float[Array, "b act"],
+    weight: float,
+    normalize: bool,
+) -> tuple[Float[Array, ""], Metrics]:
+    """How FQL's family improves `actor`: it is drawn to `end`, where the flow takes `start`, and to value.
+
+        weight E[ mean_j (mu(s, start) - end)_j^2 ] - E[ q ],  q = mean_e Q_e(s, clip(mu(s, start), -1, 1))
+
+    With `normalize` q is divided by E|q|, held constant. The metrics are the first mean, and E[q] before that division.
+    """
+    mu = actor.mu(obs, start)
+    distance = jnp.square(mu - end).mean()
+    q = critic(obs, jnp.clip(mu, -1.0, 1.0)).mean(0)
+    value = unit_scale(q).mean() if normalize else q.mean()
+    return weight * distance - value, {"distance": distance, "q": q.mean()}
 
 
 class Ode(AbstractPolicy):

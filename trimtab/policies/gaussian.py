@@ -18,10 +18,16 @@ class TanhGaussian(AbstractPolicy):
 
     @classmethod
     def create(
-        cls, spec: Spec, hidden: tuple[int, ...], key: PRNGKeyArray, *, activation: str = "relu"
+        cls,
+        spec: Spec,
+        hidden: tuple[int, ...],
+        key: PRNGKeyArray,
+        *,
+        activation: str = "relu",
+        init: str = "torch",
     ) -> "TanhGaussian":
-        """One trunk of widths `hidden` with a linear head for the mean and the log std."""
-        return cls(MLP.create(spec.obs_size, hidden, 2 * spec.action_size, key, activation=activation))
+        """One trunk of widths `hidden` with a linear head for the mean and the log std; `init` as in `MLP.create`."""
+        return cls(MLP.create(spec.obs_size, hidden, 2 * spec.action_size, key, activation=activation, init=init))
 
     def moments(self, obs: PyTree[Float[Array, "..."]]) -> tuple[Float[Array, "*b act"], Float[Array, "*b act"]]:
         """Mean and log std before the tanh, each (..., act)."""

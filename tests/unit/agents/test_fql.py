@@ -80,5 +80,5 @@ def test_update_is_the_equations(agg, normalize, agent, batch, getkey):
 
 
 def test_an_unknown_aggregation_is_named(spec, getkey):
-    with pytest.raises(UsageError, match="'max': choose mean or min"):
+    with pytest.raises(UsageError, match="unknown q_agg 'max': choose one of mean, min"):
         FQL.create(getkey(), spec, replace(CONFIG, q_agg="max"))
