@@ -13,7 +13,7 @@ Order in one update: for each slice the critic with the target of the slices bef
 critic; the actor with the last critic; alpha with the actor's entropy.
 Metrics: critic_loss (2) and critic_mean E[Q(s, a)], means over the slices; actor_loss (3), actor_entropy -E[log pi];
 ent_coef_loss (4), ent_coef alpha after the update; *_grad_norm the global norm of that gradient.
-Differences from the official code: actors start as PyTorch's layers do, where its start orthogonal.
+Differences from the official code: none known in the maths.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class Config:
     norm_layers: tuple[int, ...] | None = None
     """hidden layers that have it, counted from 0; None is all."""
     backup_entropy: bool = True
-    """subtract alpha log pi(a' | s') in (1); off for AntMaze and Adroit."""
+    """subtract alpha log pi(a' | s') in (1); off for AntMaze and Adroit, and wherever each step costs until the end."""
     target_entropy: float | None = None
     """H in (4); None is minus half the number of action dimensions."""
     init_ent_coef: float = 1.0
@@ -95,7 +95,7 @@ class RLPD(AbstractAgent):
         k_actor, k_critic = jr.split(key)
         shape: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers, init="glorot")
         nets: dict[str, Any] = dict(
-            actor=TanhGaussian.create(spec, config.hidden, k_actor),
+            actor=TanhGaussian.create(spec, config.hidden, k_actor, init="glorot"),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
             log_alpha=jnp.log(jnp.float32(config.init_ent_coef)),
         )

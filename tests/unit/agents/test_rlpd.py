@@ -115,6 +115,13 @@ def test_the_members_of_a_target_are_two_of_ten_by_key(spec, make_batch):
     assert seen.min() >= 1 and seen.sum() == 80
 
 
+def test_all_networks_start_by_glorot(agent):
+    """Uniform up to sqrt(6 / (in + out)), biases 0: the official code's start, of the actor as well."""
+    for layer in (*agent.actor.net.layers, *agent.critic.mlp.layers):
+        bound = np.sqrt(6.0 / sum(layer.weight.shape[-2:]))
+        assert 0.7 * bound < np.abs(layer.weight).max() <= bound and not np.any(layer.bias)
+
+
 def test_what_does_not_fit_is_named(agent, batch, spec, getkey):
     with pytest.raises(UsageError, match="target_members must be at most critic_members"):
         RLPD.create(getkey(), spec, replace(CONFIG, target_members=4))
