@@ -1,10 +1,13 @@
-"""Updates per second of SAC Flow, and the share of the matrix-product peak it reaches at the paper's sizes.
+"""Updates per second of agents with flows, and the share of the matrix-product peak that they reach.
 
 1. Gaussian SAC, Flow-G, Flow-T and the naive flow (K = 4, critics 256x2, batch 256, obs 17, act 6), 64 updates a call:
    ratio of each flow to Gaussian SAC in the same round; with the actor updated every time (our default) and every
    third time (the paper's).
 2. The paper's sizes (CrossQ critics 1024x2, batch 512, an actor update every third): floating-point operations of the
    matrix products of an update, over the best rate of a 2048x2048x2048 product measured in turns.
+3. FQL on data at its paper's sizes ((512)x4, batch 256, ten Euler steps; obs 17, act 6), over the same product; FAC and
+   FINO over FQL in the same round. FAC's density takes ten steps, each with the exact divergence (six directional
+   derivatives, one an action dimension) or estimated by one random direction. A ratio of 0.5 is twice the time of FQL.
 """
 
 import sys
@@ -13,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from offline import fql_flops
 from pairs import arguments, rates, row, serve, show, write
 from roofline import SIZE, matmul
 from updates import ACT, OBS, ROWS, SCAN, transitions
@@ -75,6 +79,49 @@ def ours(name: str):
     return work
 
 
+ON_DATA = {
+    "fql": "FQL",
+    "fac": "FAC, exact divergence",
+    "fac-estimated": "FAC, one random direction",
+    "fino": "FINO",
+}
+"""Agents that learn from a data set, all at the same sizes."""
+
+
+def on_data(name: str):
+    """The compiled chunk of the training loop on a data set, which FAC has scored."""
+    import jax
+    import jax.numpy as jnp
+    import jax.random as jr
+
+    from trimtab.agents import AGENTS, config_class
+    from trimtab.batches import Transition
+    from trimtab.core import Spec
+    from trimtab.data.sources import OfflineSource, ScoredSource
+    from trimtab.training.compile import chunk, configure, no_totals, scores
+
+    configure("cpu")
+    data = transitions()
+    spec = Spec(jax.ShapeDtypeStruct((OBS,), jnp.float32), ACT, False, (-1.0,) * ACT, (1.0,) * ACT)
+    rows = Transition(data["obs"], data["action"], data["reward"], np.ones(ROWS, np.float32), data["next_obs"])
+    rows = jax.tree.map(jnp.asarray, rows)
+    kind = AGENTS[name.partition("-")[0]]
+    fields = {"fac": {}, "fac-estimated": dict(probes=1), "fino": dict(phase="offline")}.get(name, {})
+    agent: Any = kind.create(jr.key(0), spec, config_class(kind)(**fields))
+    source: Any = (ScoredSource if name.startswith("fac") else OfflineSource)(rows, agent.config.batch_size)
+    state = scores(source, agent, jr.key(2), None) if name.startswith("fac") else source.init(jr.key(0))
+    totals = no_totals(source, agent, state, None)
+
+    def work(n: int) -> float:
+        nonlocal agent, state, totals
+        began = time.perf_counter()
+        agent, state, totals = chunk(source, agent, state, totals, jr.key(1), None, np.int32(n))
+        jax.block_until_ready(agent)
+        return time.perf_counter() - began
+
+    return work
+
+
 def products(fn: Any, *args: Any) -> float:
     """Floating-point operations of all matrix products that `fn` traces, 2 for each multiply-add."""
     import jax
@@ -122,7 +169,8 @@ def main() -> int:
     """Measures both and prints the tables."""
     flags = arguments(__doc__).parse_args()
     if flags.worker:
-        serve(matmul() if flags.worker == "matmul" else ours(flags.worker))
+        ready = matmul() if flags.worker == "matmul" else (on_data if flags.case == "data" else ours)(flags.worker)
+        serve(ready)
         return 0
     rounds, n, large = (5, 64, 12) if flags.quick else (15, 256, 24)
     found = rates(__file__, list(CONTENDERS), "flow", dict.fromkeys(CONTENDERS, n), rounds)
@@ -144,6 +192,15 @@ def main() -> int:
         print(
             f"{label}: {work / 1e9:.1f} GFLOP an update, best of all rounds {max(reached) / max(peak):.0%} of the peak"
         )
+    few = 8 if flags.quick else 32
+    learnt = rates(__file__, ["matmul", *ON_DATA], "data", {"matmul": 12} | dict.fromkeys(ON_DATA, few), rounds)
+    samples |= {"on data": learnt, "flops of FQL": fql_flops()}
+    reached = [rate * fql_flops() / 1e9 for rate in learnt["fql"]]
+    peak = [rate * 2 * SIZE**3 / 1e9 for rate in learnt["matmul"]]
+    table.append(row("FQL at (512)x4", reached, peak, "matmul 2048^3", "GFLOP/s"))
+    for name, label in ON_DATA.items():
+        if name != "fql":
+            table.append(row(f"{label}, at (512)x4", learnt[name], learnt["fql"], "FQL", "updates/s"))
     show(table)
     write(flags.json, table, samples=samples)
     return 0
