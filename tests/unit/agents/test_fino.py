@@ -12,7 +12,7 @@ import pytest
 from trimtab.agents import fql
 from trimtab.agents.fino import FINO, NOISES, Config, next_xi, noise_std, noisy_flow_matching_loss
 from trimtab.agents.fql import FQL
-from trimtab.core import Spec, UsageError
+from trimtab.core import AbstractPolicy, Spec, UsageError
 from trimtab.nets.critic import Critic
 from trimtab.ops.ode import integrate
 from trimtab.policies.compose import Guided, Uniform
@@ -83,16 +83,17 @@ class Fixed(AbstractVelocity):
         return self.slope * x, None, self
 
 
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.95])
 @pytest.mark.parametrize("noise", NOISES)
-def test_the_loss_is_least_at_the_closed_form(noise, monkeypatch):
-    """All times being 0.5, the loss is a parabola in the slope of v = slope x, whose least point is k(0.5)."""
-    monkeypatch.setattr(jr, "uniform", lambda key, shape: jnp.full(shape, 0.5))
+def test_the_loss_is_least_at_the_closed_form(noise, t, monkeypatch):
+    """All times being t, the loss is a parabola in the slope of v = slope x, whose least point is k(t)."""
+    monkeypatch.setattr(jr, "uniform", lambda key, shape: jnp.full(shape, t))
     action, obs = 0.3 * jr.normal(jr.key(0), (200_000, 1)), jnp.zeros((200_000, 1))
     loss = lambda k: noisy_flow_matching_loss(Fixed(k, 1), obs, action, jr.key(1), noise, 0.1).mean()
     at = lambda k: float(loss(jnp.float32(k)))
     down, middle, up = at(-1.0), at(0.0), at(1.0)
     least = 0.5 * (down - up) / (down - 2.0 * middle + up)
-    assert least == pytest.approx(float(slope(noise, 0.1, 0.3, jnp.float32(0.5))), abs=0.02)
+    assert least == pytest.approx(float(slope(noise, 0.1, 0.3, jnp.float32(t))), abs=0.02)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -138,6 +139,23 @@ def test_a_larger_xi_takes_better_actions_and_more_candidates_help(spec):
     plain = float(guided(spec, 0.0).critic(obs, Uniform.create(spec)(obs, jr.key(7))).mean())
     assert values[0] == pytest.approx(plain, abs=0.02)  # xi = 0: any of them
     assert mean_value(guided(spec, 10.0, n=2), obs) < mean_value(guided(spec, 10.0, n=32), obs)
+
+
+class Numbered(AbstractPolicy):
+    """The i-th candidate of each state is (i, 0)."""
+
+    def __call__(self, obs, key):
+        rows = jnp.arange(obs.shape[0], dtype=jnp.float32)[:, None]
+        return jnp.stack([jnp.broadcast_to(rows, obs.shape[:2]), jnp.zeros(obs.shape[:2])], axis=-1)
+
+
+def test_without_xi_every_candidate_is_as_likely(spec):
+    """Whatever their values: chi squared of 4,000 choices among eight, below its 99.9 % quantile. With xi it is not."""
+    obs = jr.normal(jr.key(6), (4000, 3))
+    for xi, even in ((0.0, True), (1.0, False)):
+        chosen = np.asarray(replace(guided(spec, xi), inner=Numbered())(obs, jr.key(5))[:, 0]).astype(int)
+        counts = np.bincount(chosen, minlength=8)
+        assert (np.square(counts - 500).sum() / 500 < 24.3) == even
 
 
 def test_the_choice_does_not_know_the_scale_of_values(spec):

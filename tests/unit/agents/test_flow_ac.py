@@ -149,6 +149,13 @@ def test_phases_learn_what_is_theirs(spec, batch):
         assert {name for name in names if moved(getattr(fac, name), getattr(new, name))} == parts
 
 
+def test_defaults_are_those_of_the_official_code():
+    c = Config()
+    assert (c.gamma, c.tau, c.learning_rate, c.batch_size, c.hidden) == (0.995, 0.005, 3e-4, 256, (512,) * 4)
+    assert (c.flow_steps, c.density_steps, c.density_method, c.weight) == (10, 10, "euler", "linear")
+    assert c.normalize_q and c.critic_members == 2 and c.critic_norm == "layer_after"
+
+
 @pytest.mark.parametrize("q_agg", ["mean", "min"])
 def test_targets_q_agg_as_asked(q_agg, spec, batch):
     fac = agent(spec, q_agg=q_agg)
