@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ def test_evaluated_on_both_sides_of_the_switch(cli, tmp_path, dataset, sampling)
 
 def jobs(recipe: str, data: Path):
     """All training runs of a recipe."""
-    if recipe == "comparison":
-        return comparison.jobs(data, comparison.Budget(seeds=(0, 1)))
+    if recipe.startswith("data-to-online"):
+        return comparison.jobs(data, comparison.budget_of(recipe.split(", ")[1], None, None))
     if recipe == "fino, small":
         return fino.noise_jobs(data, comparison.Budget())
     if recipe == "flow-ac, TwoRoute":
@@ -44,7 +45,10 @@ def jobs(recipe: str, data: Path):
     return (fino if recipe == "fino, paper" else flow_ac).paper_jobs(data)
 
 
-@pytest.mark.parametrize("recipe", ["comparison", "fino, small", "flow-ac, TwoRoute", "fino, paper", "flow-ac, paper"])
+RECIPES = ["data-to-online, small", "data-to-online, paper", "fino, small", "fino, paper"]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "flow-ac, TwoRoute", "flow-ac, paper"])
 def test_the_runs_of_a_recipe_are_commands_that_parse(recipe, tmp_path):
     """No two share a folder, and each is read back as what was meant. One seed of the many is enough to read."""
     found = jobs(recipe, tmp_path)
@@ -59,35 +63,63 @@ def test_the_runs_of_a_recipe_are_commands_that_parse(recipe, tmp_path):
             assert read.env == job.setting and Path(read.dataset) == tmp_path / f"{data_name(job.setting)}.npz"
         else:
             assert read.keep_evaluated and f"{getattr(read.agent, 'lam', read.agent.alpha):g}" in job.setting
-    if recipe == "comparison":
+    if recipe.startswith("data-to-online"):
         methods = [job.method for job in found if (job.setting, job.seed) == (comparison.CUBE, 0)]
         assert sorted(methods) == sorted([*comparison.OFFLINE, *comparison.BOTH, "RLPD"]) and len(methods) == 11
+        together = {job.method for job in found if job.together}
+        assert together == set(comparison.OFFLINE)
 
 
 def test_steps_of_a_comparison_are_flags(cli, tmp_path):
     small = f"--scale small --out {tmp_path}"
-    assert_one_line(cli(*f"reproduce sac-flow {small} --offline-steps 10".split()), 2, "fino and flow-ac")
+    assert_one_line(cli(*f"reproduce flow-ac {small} --offline-steps 10".split()), 2, "data-to-online and fino")
     assert_one_line(cli(*f"reproduce fino --out {tmp_path} --online-steps 10".split()), 2, "scale small")
-    assert_one_line(cli(*f"reproduce flow-ac {small} --offline-steps 3".split()), 2, "offline-steps must be at least 4")
-    assert comparison.budget_of(400, None) == comparison.Budget(offline=400)
-    job = comparison.jobs(tmp_path, comparison.budget_of(400, 40))[1]
-    assert job.flags[job.flags.index("--eval-freq") + 1] == "10"
+    assert_one_line(cli(*f"reproduce fino {small} --offline-steps 3".split()), 2, "offline-steps must be at least 4")
+    assert comparison.budget_of("small", 400, None) == comparison.Budget(offline=400)
+    for method, often, episodes in (("FQL", "20", "50"), ("FINO", "20", "100"), ("IQL", "200", "50")):
+        job = comparison.jobs(tmp_path, comparison.budget_of("small", 400, 40), (method,))[0]
+        asked = dict(pairwise(job.flags))
+        assert asked["--eval-freq"] == often and asked["--eval-episodes"] == episodes
+
+
+def ran(tmp_path, method: str, rows, **config) -> Results:
+    """What a comparison reads of a run with those evaluations: step, return, success."""
+    (job,) = comparison.jobs(tmp_path, comparison.Budget(4, 4, (0,)), (method,), (comparison.CUBE,))
+    folder = job.folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"agent": job.flags[0], "env": "x", "dataset": "d"} | config))
+    lines = [f"{step},0,{value},1,{success}" for step, value, success in rows]
+    (folder / "eval.csv").write_text("\n".join(["step,episode,return,length,success", *lines]) + "\n")
+    results = Results("data-to-online", "small")
+    comparison.measure(results, job, tmp_path)
+    return results
 
 
 def test_a_comparison_is_read_from_its_runs(tmp_path):
-    """Of a run with its switch at 4: what it had then, what it had at the end, and the first return after it."""
-    job = next(j for j in comparison.jobs(tmp_path, comparison.Budget(4, 4, (0,))) if j.method == "FQL")
-    folder = job.folder(tmp_path)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"agent": "fql", "env": "x", "dataset": "d"}))
-    rows = [(2, -9, 0), (4, -10, 0.5), (6, -13, 0.25), (8, -5, 1)]
-    lines = [f"{step},0,{value},1,{success}" for step, value, success in rows]
-    (folder / "eval.csv").write_text("\n".join(["step,episode,return,length,success", *lines]) + "\n")
-    results = Results("flow-ac", "small")
-    comparison.measure(results, job, tmp_path)
+    """Of a run with its switch at 4: what it had then, what it had at the end, and the worst between."""
+    rows = [(2, -9, 0), (4, -10, 0.5), (5, -11, 0.375), (6, -13, 0.25), (8, -5, 1)]
+    results = ran(tmp_path, "Cal-QL", rows, offline_steps=4, online_steps=4)
     found = {row["metric"]: row["value"] for row in results.rows}
     assert found[comparison.AFTER_DATA] == 0.5 and found[comparison.AT_END] == 1.0
-    assert found[comparison.DROP] == pytest.approx(0.3)
+    assert found[comparison.DROP] == pytest.approx(0.3) and found[comparison.DIP] == pytest.approx(0.25)
+    comparison.judge(results, comparison.CUBE, "Cal-QL")
+    assert [check["passed"] for check in results.checks] == [True, False, False]
+
+
+def test_what_learnt_nothing_from_data_is_no_proof_of_a_smooth_switch(tmp_path):
+    results = ran(tmp_path, "FINO", [(4, -200, 0.0), (8, -200, 0.0)], offline_steps=4, online_steps=4)
+    comparison.judge(results, comparison.CUBE, "FINO")
+    assert results.failed() == [f"{comparison.CUBE}: FINO, {comparison.AFTER_DATA}, mean"]
+
+
+def test_methods_of_one_phase_have_no_switch(tmp_path):
+    """FAC's proxy comes before its offline steps, and RLPD has none."""
+    rows = [(6, -9, 0.5), (8, -10, 0.75)]
+    config = dict(agent_config=dict(proxy_steps=4), offline_steps=4)
+    found = {row["metric"]: row["value"] for row in ran(tmp_path, "FAC", rows, **config).rows}
+    assert found == {comparison.AFTER_DATA: 0.75}
+    found = {row["metric"]: row["value"] for row in ran(tmp_path, "RLPD", rows, offline_steps=0, online_steps=8).rows}
+    assert found == {comparison.AT_END: 0.75}
 
 
 def test_how_often_one_is_above_the_other():

@@ -24,7 +24,7 @@ class Flags:
     out: Path | None = None
     """folder of results and runs; default: reproduce/PAPER-SCALE. What is done in it already is not done again."""
     offline_steps: int | None = None
-    """updates on data of each run that compares agents, at scale small; flow-ac and fino only."""
+    """updates on data of each run that compares agents, at scale small; data-to-online and fino only."""
     online_steps: int | None = None
     """environment steps of these runs after them."""
 

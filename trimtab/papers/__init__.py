@@ -5,13 +5,17 @@ PAPERS: dict[str, tuple[str, str]] = {
         "trimtab.papers.action_jacobian",
         "Action Jacobian and linear policies (arXiv:2602.18312): control without high frequencies, on an arm",
     ),
+    "data-to-online": (
+        "trimtab.papers.comparison",
+        "Eleven agents side by side on made data, and from it to online",
+    ),
     "fino": (
         "trimtab.papers.fino",
         "FINO (arXiv:2602.18117): what noise in flow matching widens, and what choosing by value gains",
     ),
     "flow-ac": (
         "trimtab.papers.flow_ac",
-        "FAC (arXiv:2602.18015): a flow's density keeps critics from dreaming; eleven agents side by side",
+        "FAC (arXiv:2602.18015): a flow's density keeps critics from dreaming",
     ),
     "gradient-regularization": (
         "trimtab.papers.gradient_regularization",
@@ -33,5 +37,5 @@ PAPERS: dict[str, tuple[str, str]] = {
 }
 """Command-line name -> (module with `reproduce(scale, out)`, help line)."""
 
-BUDGETED = ("fino", "flow-ac")
+BUDGETED = ("data-to-online", "fino")
 """Papers whose `reproduce` also takes `offline_steps` and `online_steps`, of the runs that compare agents."""

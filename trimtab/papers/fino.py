@@ -25,10 +25,10 @@ from trimtab.agents.fino import noisy_flow_matching_loss
 from trimtab.batches import Transition
 from trimtab.core import Spec
 from trimtab.ops import descend
-from trimtab.papers.comparison import AFTER_DATA, AT_END, CUBE, DROP, EPISODES, Budget, budget_of, configs, measure
+from trimtab.papers.comparison import AFTER_DATA, AT_END, CUBE, Budget, budget_of, configs, judge, measure
 from trimtab.papers.recipe import COLOURS, Job, Results, curve, flags, make_data, plot_curves, run_jobs, save_png
 from trimtab.papers.sac_flow import data_name
-from trimtab.policies.flow import FlowPolicy, MLPVelocity
+from trimtab.policies.flow import imitator
 
 SOURCE = "arXiv:2602.18117"
 
@@ -56,7 +56,7 @@ def reproduce(scale: str, out: Path, offline_steps: int | None = None, online_st
     clusters(results, out, seeds)
     bandits(results, out, seeds)
     if scale == "small":
-        from_data_to_online(results, out, budget_of(offline_steps, online_steps))
+        from_data_to_online(results, out, budget_of(scale, offline_steps, online_steps))
     return results
 
 
@@ -92,10 +92,7 @@ def _centres() -> Float[Array, "8 2"]:
 @partial(jax.jit, static_argnames=("noise", "updates"))
 def cluster_samples(noise: str, key: PRNGKeyArray, updates: int) -> Float[Array, "n 2"]:
     """4,096 samples of a flow with 128 x 128 units after that many updates."""
-    velocity = MLPVelocity.create(
-        PLANE, key, hidden=(128, 128), std_head=False, input_norm=False, activation="gelu", init="glorot"
-    )
-    flow: Any = FlowPolicy.create(PLANE, velocity, None, 10, clipped=True)
+    flow: Any = imitator(PLANE, (128, 128), 10, key)
     tx, obs = optax.adam(1e-3), jnp.zeros((256, 1))
 
     def step(carry: Any, key: PRNGKeyArray) -> tuple[Any, None]:
@@ -247,9 +244,9 @@ def noise_jobs(data: Path, budget: Budget) -> list[Job]:
     plans = {"FQL": plain} | {
         f"FINO, {noise}": (guided[0], fino.Config(**{**vars(guided[1]), "noise": noise})) for noise in NOISES
     }
-    often = max(1, min(budget.offline, budget.online) // 4)
+    often = max(1, min(budget.offline, budget.online) // 2)
     options: dict[str, Any] = dict(dataset=str(data / f"{data_name(CUBE)}.npz"), eval_freq=often)
-    options |= dict(offline_steps=budget.offline, online_steps=budget.online, eval_episodes=budget.episodes)
+    options |= dict(offline_steps=budget.offline, online_steps=budget.online, eval_episodes=2 * budget.episodes)
     for seed in budget.seeds:
         for name, (agent, config) in plans.items():
             line = flags(agent, CUBE, config, checkpoint_freq=max(1, budget.offline // 2), **options)
@@ -258,44 +255,46 @@ def noise_jobs(data: Path, budget: Budget) -> list[Job]:
 
 
 def from_data_to_online(results: Results, out: Path, budget: Budget) -> None:
-    """Adds success rates after the data and at the end, and the drop at the switch."""
+    """Adds success rates after the data and at the end, and what was lost after the switch."""
     jobs = noise_jobs(out / "data", budget)
-    make_data(data_name(CUBE), out / "data", EPISODES[CUBE])
+    make_data(data_name(CUBE), out / "data", budget.data[0])
     run_jobs(jobs, out)
     for job in jobs:
         measure(results, job, out)
     plot_curves(jobs, out, out / "curves.png", f"{budget.offline:,} updates on data, {budget.online:,} steps online")
     for noise in NOISES:
-        worst = max(results.values(CUBE, f"FINO, {noise}", DROP))
-        results.check(f"FINO, {noise}: largest drop at the switch", worst <= 0.2, worst, 0.2)
+        judge(results, CUBE, f"FINO, {noise}")
 
 
 # The paper's own runs
 
-DOMAINS: dict[str, tuple[float, float, str]] = {
-    "antmaze-large-navigate": (10.0, 0.99, "min"),
-    "antmaze-giant-navigate": (10.0, 0.995, "min"),
-    "cube-double-play": (300.0, 0.99, "mean"),
-    "puzzle-4x4-play": (1_000.0, 0.99, "mean"),
+DOMAINS: dict[str, tuple[float, float, str, float, float]] = {
+    "antmaze-large-navigate": (10.0, 0.99, "min", 0.003, 0.01),
+    "antmaze-giant-navigate": (10.0, 0.995, "min", 0.003, 0.01),
+    "cube-double-play": (300.0, 0.99, "mean", 0.1, 0.0),
+    "puzzle-4x4-play": (1_000.0, 0.99, "mean", 0.3, 0.01),
 }
-"""Domain of OGBench whose data can be made here -> alpha, gamma and agg of FINO, FQL and IFQL."""
+"""Domain of OGBench whose data can be made here -> alpha, gamma and agg of FINO, FQL and IFQL; ReBRAC's two alphas."""
+
+
+LEAN: dict[str, Any] = dict(utd=1, critic_members=2, backup_entropy=False)
+"""RLPD as the family of FQL's code runs it."""
 
 
 def paper_jobs(data: Path) -> list[Job]:
     """Five tasks of each domain, ten seeds: a million updates on data, 500,000 steps online, and xi moved every 50,000
     of them."""
     found = []
-    for domain, (alpha, gamma, agg) in DOMAINS.items():
+    for domain, (alpha, gamma, agg, tie, pull) in DOMAINS.items():
         flow: dict[str, Any] = dict(alpha=alpha, gamma=gamma, q_agg=agg)
         maze = domain.startswith("antmaze")
-        tie, pull = (0.003, 0.01) if maze else (0.1, 0.0)
         agents: dict[str, tuple[str, Any]] = {
             "FINO": ("fino", fino.Config(entropy_every=50_000, **flow)),
             "FQL": ("fql", fql.Config(**flow)),
             "IFQL": ("ifql", ifql.Config(gamma=gamma)),
             "ReBRAC": ("rebrac", rebrac.Config(gamma=gamma, alpha_actor=tie, alpha_critic=pull)),
             "Cal-QL": ("cal-ql", cal_ql.Config(gamma=gamma, lagrange=maze)),
-            "RLPD": ("rlpd", rlpd.Config(gamma=gamma, utd=1, hidden=(512,) * 4)),
+            "RLPD": ("rlpd", rlpd.Config(gamma=gamma, hidden=(512,) * 4, **LEAN)),
         }
         for task in range(1, 6):
             env = f"{domain}-singletask-task{task}-v0"
