@@ -67,21 +67,22 @@ def reproduce(scale: str, out: Path, offline_steps: int | None = None, online_st
     return results
 
 
-def configs(env: str, small: bool = True) -> dict[str, tuple[str, Any]]:
+def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     """Method -> agent and config for a task."""
-    cube = env == CUBE
+    cube, small = env == CUBE, budget.small
     nets: dict[str, Any] = dict(hidden=(256, 256), batch_size=128) if small else {}
     shared: dict[str, Any] = nets | (dict(buffer_size=300_000) if small else {})
     alpha, agg = (300.0, "mean") if cube else (10.0, "min")
     flow: dict[str, Any] = dict(alpha=alpha, q_agg=agg, **shared)
     fac: dict[str, Any] = dict(alpha=0.5, lam=10.0) if cube else dict(alpha=0.5, lam=0.1, threshold="dataset")
-    fac |= dict(gamma=0.99, proxy_steps=6_000) if small else {}
+    fac |= dict(gamma=0.99, proxy_steps=max(1, budget.offline // 2)) if small else {}
     tie, pull = (1.0, 0.0) if cube else (0.003, 0.01)
     # Steps cost until the goal is reached, so RLPD leaves entropy out of its targets, as its authors do for such tasks.
     mixed: dict[str, Any] = dict(backup_entropy=False, target_members=2 if cube else 1)
-    mixed |= dict(utd=4, learning_starts=1_000) if small else {}
+    starts: dict[str, Any] = dict(learning_starts=max(1, budget.online // 6)) if small else {}
+    mixed |= starts | (dict(utd=4) if small else {})
+    bounded: dict[str, Any] = starts | dict(lagrange=not cube) | (dict(cql_actions=4) if small else {})
     gated: dict[str, Any] = dict(d_model=64, learning_starts=1) if small else {}
-    bounded: dict[str, Any] = dict(lagrange=not cube) | (dict(cql_actions=4) if small else {})
     return {
         "BC": ("bc", bc.Config(**nets)),
         "IQL": ("iql", iql.Config(expectile=0.9, beta=1.0 if cube else 10.0, **shared)),
@@ -104,7 +105,7 @@ def jobs(data: Path, budget: Budget, methods: tuple[str, ...] = (), tasks: tuple
 
 
 def _job(env: str, method: str, seed: int, data: Path, budget: Budget) -> Job:
-    agent, config = configs(env, budget.small)[method]
+    agent, config = configs(env, budget)[method]
     alone = method in OFFLINE
     often = max(1, budget.offline // 2 if alone else min(budget.offline, budget.online) // 2)
     options: dict[str, Any] = dict(dataset=str(data / f"{data_name(env)}.npz"), eval_freq=often)
