@@ -41,6 +41,13 @@ def test_log_prob_is_that_of_all_tokens_of_the_action(model, tokenizer):
     assert c.log_prob(model, ids, start).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_log_prob_among_choices(model, tokenizer):
+    ids, start = c.encode(tokenizer, ("w0 w1", "w2"))
+    choices = torch.tensor(tokenizer("w2 w5").input_ids)
+    expected = model(input_ids=ids).logits[0, 1, choices].log_softmax(-1)[0]
+    assert c.log_prob(model, ids, start, choices).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_the_head_s_kernel_is_the_closed_form(model, tokenizer):
     pair = [c.encode(tokenizer, ("w0 w1 w2", "w3")), c.encode(tokenizer, ("w0 w5 w2", "w4"))]
     found = c.gradient(model, *pair[0], layers="head") @ c.gradient(model, *pair[1], layers="head")
@@ -62,6 +69,21 @@ def test_probe_of_a_decision_with_itself_and_with_another_action(model, tokenize
     model.train()
     c.CouplingProbe(tokenizer, (("w0", "w1"),), (("w2", "w3"),))(model)
     assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_the_probe_is_the_mean_over_pairs(model, tokenizer):
+    good, bad = (("w0 w1", "w2"), ("w3", "w4 w5")), (("w6 w7 w8", "w9"), ("w1", "w2"), ("w3 w3", "w0"))
+    found = c.CouplingProbe(tokenizer, good, bad)(model)
+    grads = [[c.gradient(model, *c.encode(tokenizer, decision)) for decision in side] for side in (good, bad)]
+    products = torch.tensor([[a @ b for b in grads[1]] for a in grads[0]])
+    cosines = torch.tensor([[torch.cosine_similarity(a, b, dim=0) for b in grads[1]] for a in grads[0]])
+    assert found["kernel"] == pytest.approx(products.mean().item(), rel=1e-4)
+    assert found["gradient_cosine"] == pytest.approx(cosines.mean().item(), abs=1e-5)
+
+
+def test_gradients_of_half_precision_are_summed_in_single(model, tokenizer):
+    grad = c.gradient(model.bfloat16(), *c.encode(tokenizer, ("w0 w1", "w2")))
+    assert grad.dtype == torch.float32
 
 
 def test_wrong_probes_are_one_line(model, tokenizer):

@@ -60,6 +60,15 @@ def test_bumping_changes_nothing_and_time_runs_out():
     assert not any(turn.reward or turn.good for turn in turns)
 
 
+def test_a_bump_leaves_the_room_as_it_was():
+    env, waited = d.DoorWorld(rooms=(3, 3), majority=0.0), d.DoorWorld(rooms=(3, 3), majority=0.0)
+    first, _ = env.reset(1), waited.reset(1)
+    bumped = env.step("go").observation
+    lasting = lambda text: [word for word in text.split() if not word.startswith(("weather", "t0", "t1"))]
+    assert lasting(bumped) == lasting(first) and bumped != first
+    assert waited.step("wait").observation == bumped  # the same room at the same time reads the same
+
+
 def test_episodes_are_a_function_of_the_seed():
     play = lambda seed: [d.DoorWorld().reset(seed), d.DoorWorld().reset(seed)]
     assert play(3)[0] == play(3)[1] != play(4)[0]
@@ -125,6 +134,43 @@ def test_rollouts_mask_what_the_environment_says(words, tmp_path):
         assert [words.decode([token], skip_special_tokens=True) for token in own] == [step.action for step in steps]
         assert steps[0].state == words.decode(found["prompt_ids"][row])
         assert steps[0].good == d.right_action(steps[0].state, steps[0].action)
+
+
+def test_rollouts_keep_what_each_decision_was_made_on(words, tmp_path):
+    trainer = door_trainer(words, tmp_path)
+    found = trainer.rollout_func(["5"], trainer)
+    (prompt,), (ids,), (mask,), (steps,) = (found[k] for k in ("prompt_ids", "completion_ids", "env_mask", "steps"))
+    starts = [index for index, own in enumerate(mask) if own]
+    assert [step.prompt for step in steps] == [(*prompt, *ids[:start]) for start in starts]
+    assert all(words.decode(step.prompt).endswith(step.state) for step in steps)
+
+
+def test_environments_are_made_once(words, tmp_path):
+    trainer, made = door_trainer(words, tmp_path), []
+    play = rollout(lambda: made.append(d.DoorWorld()) or made[-1], 2)
+    first, _ = play(["5", "6"], trainer), play(["6"], trainer)
+    again = play(["5", "6", "7"], trainer)
+    assert len(made) == 3 and again["prompt_ids"][:2] == first["prompt_ids"]
+
+
+def test_a_hint_stands_before_the_first_state_too_and_never_in_evaluation(words, tmp_path):
+    trainer = door_trainer(words, tmp_path)
+    correction = Correction(d.hint, every=99, chance=1.0, active={kind: "do not wait" for kind in d.KINDS})
+    play = rollout(d.DoorWorld, 2, correction=correction)
+    trainer.model.train()
+    found = play(["5"], trainer)
+    assert words.decode(found["prompt_ids"][0]).startswith("do not wait start")
+    (steps,) = found["steps"]
+    assert steps[0].state.startswith("start") and words.decode(steps[0].prompt).startswith("do not wait")
+    trainer.model.eval()
+    assert words.decode(play(["5"], trainer)["prompt_ids"][0]).startswith("start")
+
+
+def test_several_tokens_are_sampled_as_the_trainer_says_and_not_as_the_model_does(words, tmp_path):
+    trainer = door_trainer(words, tmp_path)
+    trainer.model.generation_config.top_k = 1  # a model that comes with greedy settings
+    sequences = [words("start act").input_ids] * 32
+    assert len({tuple(answer) for answer in act(trainer, sequences, 2)}) > 8
 
 
 def test_environment_tokens_get_no_gradient(words, tmp_path):

@@ -11,7 +11,8 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from tests.language.conftest import weights  # noqa: E402
 from trimtab.errors import UsageError  # noqa: E402
 from trimtab.language import gcd as g  # noqa: E402
-from trimtab.language.objectives import IGNORED  # noqa: E402
+from trimtab.language.objectives import IGNORED, last_token  # noqa: E402
+from trimtab.language.tiny import character_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.language
 
@@ -83,6 +84,43 @@ def test_pairs_are_spread_over_the_rows_of_a_batch(tokenizer):
     assert tokenizer.decode(row) == "w0 w1 w9 w1" and found["gcd_mask"][1, 0].tolist() == [1, 1, 1, 1]
     assert found["gcd_mask"][1, 1].sum() == 0
     assert g.spread([], 4, settings(), tokenizer, "cpu")["gcd_labels"].tolist() == [[IGNORED]] * 4
+
+
+def test_the_question_has_the_acting_prompt_token_by_token():
+    # The prompt ends in a blank: as text it would lose it, and the model would be asked about another state.
+    letters = character_tokenizer("ab ")
+    prompt, action = torch.tensor([letters("ab ").input_ids]), torch.tensor([letters("b").input_ids])
+    ones = torch.ones_like
+    out = dict(
+        prompt_ids=torch.cat([torch.zeros(1, 2, dtype=torch.long), prompt], 1),
+        prompt_mask=torch.cat([torch.zeros(1, 2, dtype=torch.long), ones(prompt)], 1),
+        completion_ids=action,
+        completion_mask=ones(action),
+        advantages=torch.tensor([2.0]),
+    )
+    trainer = type("Stub", (), dict(_tokenizer=letters))()
+    (step,) = g.GCDMixin._steps(trainer, [{}], out)
+    assert step.action == "b" and step.advantage == step.value == 2.0 and step.prompt == tuple(prompt[0].tolist())
+    (pair,) = g.build_pairs([step], g.CriticLabeler(lambda state, action: True))
+    asked = g.question(pair, g.GCD(g.OracleLabeler(), template="{state}{action}a"), letters)
+    assert asked == letters("ab ba").input_ids
+
+
+def test_a_decision_is_kept_once_with_what_was_acted_on():
+    steps = [g.Step("s", "go", 0.0, good=True, prompt=(1, 2)), g.Step("s", "go", 0.0, good=False, prompt=(1, 2, 3))]
+    assert g.build_pairs(steps, g.OracleLabeler()) == [g.Pair("s", "go", True, (1, 2))]
+
+
+def test_only_answers_are_projected_to_the_vocabulary(model):
+    ids = torch.arange(4, 14).view(2, 5)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    seen = []
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    found = g.answers(model, model, ids, mask)
+    handle.remove()
+    assert seen == [(2, 2, len(model.lm_head.weight))]  # two lengths, not five positions
+    whole = last_token(model(input_ids=ids, attention_mask=mask).logits, mask)
+    assert torch.allclose(found, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize(

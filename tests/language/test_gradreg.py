@@ -8,7 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra language")
 
+from accelerate.utils import DistributedType  # noqa: E402
 from datasets import Dataset  # noqa: E402
+from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 from trl import DPOTrainer, GRPOConfig, GRPOTrainer, RLOOTrainer, SFTTrainer  # noqa: E402
 
 from tests.language.conftest import weights  # noqa: E402
@@ -303,11 +305,60 @@ def test_rloo_dpo_and_sft_take_the_mix_in(make_grpo, model, tokenizer, tmp_path)
         (dict(gr_gamma=math.nan), "gr_gamma must be 0 or positive"),
         (dict(gr_schedule="sudden"), "gr_schedule must be one of constant, linear, cosine"),
         (dict(gr_gamma=1.0, fsdp="full_shard"), "DeepSpeed and FSDP"),
+        (dict(gr_gamma=1.0, deepspeed={"zero_optimization": {"stage": 2}}), "DeepSpeed and FSDP"),
+        (dict(gr_gamma=1.0, fp16=True), "loss scale of fp16"),
+        (dict(gr_gamma=1.0, use_adaptive_entropy=True), "changes the loss between the two passes"),
     ],
 )
 def test_wrong_settings_are_one_line(wrong, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         gr.GradRegGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **wrong)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP])
+def test_what_the_launcher_chose_is_refused_too(make_grpo, kind, monkeypatch):
+    trainer = grpo(make_grpo, gr_gamma=1.0)
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", property(lambda self: kind))
+    with pytest.raises(UsageError, match="does not run under DeepSpeed or FSDP"):
+        trainer.training_step(trainer.model, {})
+
+
+def test_embeddings_of_gpt_2_are_not_perturbed():
+    config = GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    names = [name for name, _ in GPT2LMHeadModel(config).named_parameters()]
+    exclude = gr.GradRegArguments.__dataclass_fields__["gr_exclude"].default
+    moved = [name for name in names if not any(part in name for part in exclude)]
+    assert moved and all(".h." in name or ".ln_f." in name for name in moved)
+    assert len(names) - len(moved) == 2  # words and positions; the head is tied
+
+
+class Branching(torch.nn.Module):
+    """A loss that reaches its second parameter only where the first has moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.tensor([1.0]))
+        self.second = torch.nn.Parameter(torch.tensor([2.0]))
+        self.third = torch.nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self):
+        return (self.first * (self.second if self.first > 1.0 else 1.0)).sum()
+
+
+def test_a_parameter_reached_in_the_second_pass_alone_counts_as_zero_in_the_first(make_grpo, monkeypatch):
+    trainer, model = grpo(make_grpo, gr_gamma=2.0, gr_eps=0.5), Branching()
+    monkeypatch.setattr(trainer, "_replay", lambda model, window, items: model().backward() or math.nan)
+    model().backward()
+    trainer._second_pass(model, [], None, 2.0)
+    # g1 = (1, 0), g2 = (2, 1.5) at (1.5, 2): g1 + (2 / 0.5) (g2 - g1) = (5, 6); the third is reached in neither.
+    assert model.first.grad.item() == pytest.approx(5.0) and model.second.grad.item() == pytest.approx(6.0)
+    assert model.third.grad is None and model.first.item() == 1.0
+
+
+def test_a_loss_whose_old_log_probabilities_are_not_found_is_refused(make_grpo, monkeypatch):
+    monkeypatch.setattr(gr._LogProbs, "_keep", lambda self, module, inputs, output: None)
+    with pytest.raises(UsageError, match='gr_importance="reuse"'):
+        grpo(make_grpo, gr_gamma=1.0, max_steps=1).train()
 
 
 def test_nothing_left_to_perturb_is_said(make_grpo):

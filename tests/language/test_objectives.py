@@ -97,6 +97,18 @@ def test_the_lemma_a_risky_action_is_punished_in_expectation():
     assert weighted == pytest.approx(q * r * (q - 1), abs=1e-3)
 
 
+def test_pushing_one_bad_action_down_lifts_the_other_and_yet_the_good_one_gains():
+    # Three actions, good, mildly bad and bad, of which the good one alone is paid for.
+    logits, reward = torch.tensor([0.2, 0.5, 0.1], dtype=torch.float64), torch.tensor([1.0, 0.0, 0.0]).double()
+    p = logits.softmax(0)
+    score = torch.eye(3, dtype=torch.float64) - p  # row a: grad log pi(a)
+    punished = (logits - 0.1 * score[2]).softmax(0)
+    assert punished[2] < p[2] and punished[1] > p[1] and punished[1] - p[1] > punished[0] - p[0]  # the likeliest gains
+    advantage = reward - p @ reward
+    expected = (logits + 0.1 * (p * advantage) @ score).softmax(0)
+    assert expected[0] > p[0] and expected[1] < p[1] and expected[2] < p[2]
+
+
 def test_coupled_drift_is_the_gradient_flow_of_two_coupled_logits():
     # z_m = theta . a, z_n = theta . b with |a| = |b| = 1: the exact gradient of the expected reward moves them by (7).
     kappa, visits = 0.6, 0.85

@@ -185,11 +185,12 @@ def fails(capsys, status, *parts):
     [
         ("return [float('nan')] * len(completions)", ["reward function paid returned nan", "for the prompt 'w"]),
         ("return [None] * len(completions)", ["reward function paid returned None", "for the prompt 'w"]),
+        ("return [0.0 if p == 'w0 w1' else float('inf') for p in prompts]", ["returned inf for the prompt 'w2 w3'"]),
         ("return [1.0]", ["reward function paid returned 1 rewards for 8 completions", "of the prompt 'w"]),
         ("return 3", ["reward function paid returned int: return a list of numbers"]),
         ("return [1 / (p != 'w0 w1') for p in prompts]", ["reward function paid raised ZeroDivisionError"]),
     ],
-    ids=["nan", "none", "length", "int", "raises"],
+    ids=["nan", "none", "inf", "length", "int", "raises"],
 )
 def test_a_broken_reward_names_the_function_and_the_prompt(place, tmp_path, capsys, body, parts):
     file = tmp_path / "mine.py"
@@ -254,6 +255,7 @@ def test_a_bad_task_line_is_named(place, tmp_path, capsys, text, parts):
         (["--lora", "2", "--lora-targets", "attention", "--steps", "1"], ["no modules attention"]),
         (["--algorithm", "best"], ["algorithm", "gradreg"]),
         (["--log", "paper"], ["unknown logger 'paper'"]),
+        (["--env", "door-word"], ["give either --task"]),
     ],
 )
 def test_bad_flags_are_one_line(place, tmp_path, capsys, more, parts):
@@ -262,6 +264,27 @@ def test_bad_flags_are_one_line(place, tmp_path, capsys, more, parts):
     more = [word.format(tmp=tmp_path, place=place) if word[0] == "{" and "state" not in word else word for word in more]
     assert train(place, *more, out=tmp_path / "runs") == 2
     fails(capsys, 2, *parts)
+
+
+@pytest.mark.parametrize("name", ["DeepSpeed", "FSDP"])
+def test_a_launcher_that_cuts_gradients_is_refused_before_anything_is_written(
+    place, tmp_path, capsys, monkeypatch, name
+):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    assert train(place, "--algorithm", "gradreg", "--gamma", "1", out=tmp_path / "runs") == 2
+    fails(capsys, 2, "gradreg needs whole gradients", f"which {name} keeps in pieces")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gradreg_reads_weights_in_float32_where_auto_would_not(place, monkeypatch):
+    from trimtab.language import train as module
+    from trimtab.language.flags import Flags
+
+    half = module.load_model(Flags(model=f"{place}/model", dtype="bfloat16"))
+    half.save_pretrained(place / "half")
+    monkeypatch.setattr(module, "device_of", lambda device: "gpu")
+    dtype = lambda algorithm: module.load_model(Flags(model=f"{place}/half", algorithm=algorithm)).dtype
+    assert dtype("gradreg") == torch.float32 and dtype("plain") == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@
     CI                = mean cos(grad log pi(a|s), grad log pi(a'|s')) over good a in s, bad a' in s'           (3)
 
 CI well above 0: what is learnt from good decisions also raises the bad ones of like states. Near 0 the two are told
-apart; below 0 each pushes the other down.
+apart; below 0 each pushes the other down. The mean over pairs of products is the product of two means, so that (1) and
+(3) need four vectors of the size of the model, not one a decision.
 
 | metric | formula |
 |---|---|
@@ -38,10 +39,12 @@ def encode(tokenizer: Any, decision: Decision) -> tuple[Tensor, int]:
     return torch.tensor([state + action]), len(state)
 
 
-def log_prob(model: Any, ids: Tensor, start: int) -> Tensor:
-    """log pi(a|s): the sum over the tokens from `start` on."""
-    logits = model(input_ids=ids).logits[0, start - 1 : -1]
-    return logits.float().log_softmax(-1).gather(1, ids[0, start:, None]).sum()
+def log_prob(model: Any, ids: Tensor, start: int, choices: Tensor | None = None) -> Tensor:
+    """log pi(a|s): the sum over the tokens from `start` on. `choices`: the tokens that the policy chooses among, where
+    it does not choose among all."""
+    logits = model(input_ids=ids).logits[0, start - 1 : -1].float()
+    every = logits if choices is None else logits[:, choices]
+    return (logits.gather(1, ids[0, start:, None]).squeeze(1) - every.logsumexp(-1)).sum()
 
 
 def trained(model: Any, layers: str) -> list[tuple[str, Tensor]]:
@@ -55,12 +58,12 @@ def trained(model: Any, layers: str) -> list[tuple[str, Tensor]]:
     return named
 
 
-def gradient(model: Any, ids: Tensor, start: int, layers: str = "all") -> Tensor:
+def gradient(model: Any, ids: Tensor, start: int, layers: str = "all", choices: Tensor | None = None) -> Tensor:
     """grad log pi(a|s), flat."""
     params = [p for _, p in trained(model, layers)]
-    grads = torch.autograd.grad(log_prob(model, ids, start), params, allow_unused=True)
+    grads = torch.autograd.grad(log_prob(model, ids, start, choices), params, allow_unused=True)
     parts = zip(grads, params, strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in parts])
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in parts])
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class CouplingProbe:
     good: tuple[Decision, ...]
     bad: tuple[Decision, ...]
     layers: str = "all"
+    choices: tuple[str, ...] = ()
+    """the actions, of one token each, that the policy chooses among; empty: all there are."""
 
     def __post_init__(self) -> None:
         if not self.good or not self.bad:
@@ -81,27 +86,32 @@ class CouplingProbe:
         training, device = model.training, next(model.parameters()).device
         model.eval()
         try:
-            sides = []
-            for decisions in (self.good, self.bad):
-                encoded = [(ids.to(device), start) for ids, start in (encode(self.tokenizer, d) for d in decisions)]
-                grads = torch.stack([gradient(model, ids, start, self.layers) for ids, start in encoded])
-                sides.append((grads, torch.stack([self._hidden(model, ids, start) for ids, start in encoded])))
+            good, bad = (self._means(model, decisions, device) for decisions in (self.good, self.bad))
         finally:
             model.train(training)
-        (g, h), (other_g, other_h) = sides
-        return {
-            "gradient_cosine": float(_cosines(g, other_g).mean()),
-            "hidden_cosine": float(_cosines(h, other_h).mean()),
-            "kernel": float((g @ other_g.T).mean()),
-        }
+        kernel, gradients, hidden = (float(mine @ other) for mine, other in zip(good, bad, strict=True))
+        return {"gradient_cosine": gradients, "hidden_cosine": hidden, "kernel": kernel}
+
+    def _means(self, model: Any, decisions: Sequence[Decision], device: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The means over decisions of the gradient, of its direction, and of the direction of the hidden state."""
+        sums: list[Tensor] = []
+        choices = [self.tokenizer(choice, add_special_tokens=False).input_ids[0] for choice in self.choices]
+        among = torch.tensor(choices, device=device) if choices else None
+        for ids, start in (encode(self.tokenizer, decision) for decision in decisions):
+            ids = ids.to(device)
+            grad = gradient(model, ids, start, self.layers, among)
+            found = [grad, _direction(grad), _direction(self._hidden(model, ids, start))]
+            sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+        first, second, third = (total / len(decisions) for total in sums)
+        return first, second, third
 
     def _hidden(self, model: Any, ids: Tensor, start: int) -> Tensor:
         with torch.no_grad():
             return model(input_ids=ids[:, :start], output_hidden_states=True).hidden_states[-1][0, -1].float()
 
 
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
+def _direction(vector: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vector, dim=0)
 
 
 def predicted(model: Any, step: tuple[Tensor, int], others: Sequence[tuple[Tensor, int]], size: float) -> Tensor:

@@ -25,7 +25,7 @@ class Flags:
     reward_weights: tuple[float, ...] = ()
     """weights of the paid reward functions, in their order; default 1."""
     env: str | None = None
-    """a text environment in place of a task: door-world, or my_env.py:Class."""
+    """a text environment in place of a task: door-world, science-world:TASK, text-world:FOLDER, or my_env.py:Class."""
     max_turns: int = 15
     """turns of an episode of --env."""
     max_action_tokens: int = 1
@@ -66,7 +66,7 @@ class Flags:
     """gradreg: steps before gamma sets in."""
     gamma_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """gradreg: decay of gamma over the run."""
-    gr_exclude: tuple[str, ...] = ("embed", "lm_head", "classifier", "score")
+    gr_exclude: tuple[str, ...] = ("embed", "wte", "wpe", "lm_head", "classifier", "score")
     """gradreg: parameters with one of these in their names are not perturbed."""
     coef: float = 0.5
     """gcd: weight of the classification loss."""
@@ -87,7 +87,7 @@ class Flags:
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     """modules that get adapters."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """weights; auto: float32 on the CPU, as saved elsewhere."""
+    """weights; auto: float32 on the CPU and for gradreg, whose probe bfloat16 would lose; else as saved."""
     eval_task: Path | None = None
     """task for evaluations; default: the first prompts of the task itself."""
     eval_freq: int = 0

@@ -3,9 +3,10 @@
     L     = L_GRPO + lambda L_GCD                                                                               (1)
     L_GCD = - sum_n w_y log pi(v_y | C(s, a)),  y in {good, bad},  w_y = 1 / (2 N_y)                            (2)
 
-The actor itself is asked whether an action was good: C(s, a) is the acting prompt of s, verbatim, then the action and
-a question; the answer is one token of the vocabulary. The verdict trains the features that acting uses, so that a good
-action in one state and a bad one in a like state lose their coupling. Labels are the only thing that gets no gradient.
+The actor itself is asked whether an action was good: C(s, a) is the acting prompt of s, token by token, then the
+action and a question; the answer is one token of the vocabulary. The verdict trains the features that acting uses, so
+that a good action in one state and a bad one in a like state lose their coupling. Labels are the only thing that gets
+no gradient.
 
 Labels come from what became of the action in the same state over all rollouts (`OutcomeLabeler`), from what the
 environment knows (`OracleLabeler`), or from a judge (`CriticLabeler`). Pairs of the last `replay` batches stay: once an
@@ -24,13 +25,15 @@ softmax of (2) runs over the two label tokens alone (`full_vocab` for all).
 # pyright: reportPrivateImportUsage=false
 
 import abc
+import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
 from trimtab.errors import UsageError
@@ -42,7 +45,7 @@ class Step:
     """One decision of a rollout, as the classifier sees it."""
 
     state: str
-    """the text that the policy acted on."""
+    """the text of the present state; the same text is the same state."""
     action: str
     value: float
     """return from here on: the outcome, discounted by the steps left."""
@@ -50,6 +53,8 @@ class Step:
     """what the environment says of the action, where it knows."""
     advantage: float = 0.0
     """advantage of the whole trajectory."""
+    prompt: tuple[int, ...] = ()
+    """the tokens that the policy acted on, with all that came before the state; empty: those of `state`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Pair:
     state: str
     action: str
     good: bool
+    prompt: tuple[int, ...] = ()
+    """as in `Step`."""
 
 
 class AbstractLabeler(abc.ABC):
@@ -166,8 +173,11 @@ def label_ids(tokenizer: Any, labels: tuple[str, str]) -> tuple[int, int]:
 
 def build_pairs(steps: Sequence[Step], labeler: AbstractLabeler) -> list[Pair]:
     """The labelled decisions of a batch, each once, in the order of their first appearance."""
-    known = zip(steps, labeler.label(steps), strict=True)
-    return list(dict.fromkeys(Pair(step.state, step.action, good) for step, good in known if good is not None))
+    found: dict[tuple[str, str], Pair] = {}
+    for step, good in zip(steps, labeler.label(steps), strict=True):
+        if good is not None:
+            found.setdefault((step.state, step.action), Pair(step.state, step.action, good, step.prompt))
+    return list(found.values())
 
 
 class Replay:
@@ -227,18 +237,16 @@ class GCDMixin:
         """The decisions of the rollouts, with the advantages of their trajectories."""
         advantages = out["advantages"].tolist()
         if inputs and "steps" in inputs[0]:
-            found = [
-                (step, advantage) for row, advantage in zip(inputs, advantages, strict=True) for step in row["steps"]
-            ]
-            return [Step(s.state, s.action, s.value, s.good, advantage) for s, advantage in found]
+            rows = zip(inputs, advantages, strict=True)
+            return [replace(step, advantage=advantage) for row, advantage in rows for step in row["steps"]]
         trainer: Any = self
-        tokenizer = trainer._tokenizer
-        text = lambda ids, mask, skip: tokenizer.decode(ids[mask.bool()], skip_special_tokens=skip).strip()
-        prompts = [text(*row, False) for row in zip(out["prompt_ids"], out["prompt_mask"], strict=True)]  # verbatim
-        actions = [text(*row, True) for row in zip(out["completion_ids"], out["completion_mask"], strict=True)]
+        decode = trainer._tokenizer.decode
+        real = lambda name: [
+            tuple(ids[mask.bool()].tolist()) for ids, mask in zip(out[f"{name}_ids"], out[f"{name}_mask"], strict=True)
+        ]
         return [
-            Step(state, action, advantage, row.get("good"), advantage)
-            for state, action, advantage, row in zip(prompts, actions, advantages, inputs, strict=True)
+            Step(decode(prompt), decode(ids, skip_special_tokens=True).strip(), gain, row.get("good"), gain, prompt)
+            for prompt, ids, gain, row in zip(real("prompt"), real("completion"), advantages, inputs, strict=True)
         ]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -251,7 +259,7 @@ class GCDMixin:
         if not known.any():
             return loss
         ids, mask = inputs["gcd_ids"].flatten(0, 1)[known], inputs["gcd_mask"].flatten(0, 1)[known]
-        logits = last_token(model(input_ids=ids, attention_mask=mask).logits, mask)
+        logits = answers(model, trainer.accelerator.unwrap_model(model), ids, mask)
         verdicts = label_ids(trainer._tokenizer, self.gcd.labels)
         judged = gcd_loss(logits, labels[known], verdicts, full_vocab=self.gcd.full_vocab)
         mode = "train" if trainer.model.training else "eval"
@@ -260,13 +268,33 @@ class GCDMixin:
         return loss + self.gcd.coef * judged / trainer.current_gradient_accumulation_steps  # (1)
 
 
+def answers(model: Any, inner: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The logits after the last real token of each row. Other positions are not projected to the vocabulary where the
+    model can do without: for a large one those logits would take more memory than all else.
+
+    `inner` is the model itself, `model` what the trainer has wrapped it in."""
+    inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+        return last_token(model(input_ids=ids, attention_mask=mask).logits, mask)
+    last = mask.sum(1) - 1  # the padding is on the right
+    kept, row = last.unique(return_inverse=True)
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
+    return logits[torch.arange(len(ids), device=ids.device), row]
+
+
+def question(pair: Pair, gcd: GCD, tokenizer: Any) -> list[int]:
+    """The tokens of C(s, a): those that were acted on, and then the rest of the template."""
+    tokens = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+    rest = gcd.template.removeprefix("{state}").format(state=pair.state, action=pair.action)
+    return [*(pair.prompt or tokens(pair.state)), *tokens(rest)]
+
+
 def spread(pairs: Sequence[Pair], rows: int, gcd: GCD, tokenizer: Any, device: Any) -> dict[str, torch.Tensor]:
     """Classifications as tensors whose first axis is the batch: TRL's shuffling and splitting keep them with it.
 
     ids and mask (rows, k, length), padded on the right; labels (rows, k), `IGNORED` where there is none.
     """
-    texts = [gcd.template.format(state=pair.state, action=pair.action) for pair in pairs]
-    encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    encoded = [question(pair, gcd, tokenizer) for pair in pairs]
     each = max(1, -(-len(pairs) // rows))
     length = max(map(len, encoded), default=1)
     ids = torch.full((rows, each, length), tokenizer.pad_token_id)

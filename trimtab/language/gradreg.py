@@ -25,7 +25,7 @@ H holds its whole second derivative. Where TRL does not keep them, those of the 
 
 Differences from the official code: parameters that are not perturbed keep g1, where the code leaves g2
 (`gr_excluded="g2"`); the names that exclude a parameter do not contain "output", which also meets the blocks of BERT
-and GPT-J; dropout is the same in both passes.
+and GPT-J, and contain those of GPT-2's embeddings, wte and wpe; dropout is the same in both passes.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -139,7 +139,7 @@ class GradRegArguments:
     gr_g1_clip: float = field(default=10.0, metadata={"help": "largest norm of g1"})
     gr_g2_clip: float = field(default=10.0, metadata={"help": "largest norm of g2"})
     gr_exclude: tuple[str, ...] = field(
-        default=("embed", "lm_head", "classifier", "score"),
+        default=("embed", "wte", "wpe", "lm_head", "classifier", "score"),
         metadata={"help": "parameters whose names contain one of these are not perturbed"},
     )
     gr_excluded: str = field(default="g1", metadata={"help": "gradient of those: g1, or g2 as in the official code"})
@@ -162,8 +162,8 @@ class GradRegArguments:
         ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        _refuse(self)  # before transformers looks for DeepSpeed, which may not even be installed
         super().__post_init__()  # type: ignore[misc]  # the config of the trainer that stands behind this in the MRO
-        _refuse(self)
 
 
 def _refuse(args: Any) -> None:
@@ -176,6 +176,10 @@ def _refuse(args: Any) -> None:
         raise UsageError(
             "gradient regularisation needs whole gradients between two backward passes, which DeepSpeed and FSDP keep "
             "in pieces: launch on several devices without them (accelerate launch --multi_gpu), or train plainly"
+        )
+    if isinstance(args, GRPOConfig) and args.use_adaptive_entropy:
+        raise UsageError(
+            "use_adaptive_entropy changes the loss between the two passes of gradient regularisation: set entropy_coef"
         )
 
 
@@ -227,6 +231,11 @@ class GradRegMixin:
             loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         finally:
             self._gr_old.close()
+        if self._gr_old.listens and self._gr_old.found is None:
+            raise UsageError(
+                "the old log-probabilities of gradient regularisation are not to be had: the loss does not run TRL's "
+                'own head on this model; set gr_importance="reuse"'
+            )
         if self._gr_old.found is not None:
             kept = self._gr_window[-1].inputs
             kept["old_per_token_logps"] = self._gr_old.found[:, -kept["completion_ids"].shape[1] :]
@@ -241,12 +250,14 @@ class GradRegMixin:
         """Steps 2 to 7: replaces the gradients in `.grad` by (3)."""
         trainer: Any = self
         args = trainer.args
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.grad is not None]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         params = [p for _, p in named]
         moved = [not any(part in name for part in args.gr_exclude) for name, _ in named]
         if not any(moved):
             raise UsageError(f"gr_exclude {' '.join(args.gr_exclude)} leaves nothing to perturb: name fewer parameters")
-        first = [_wide(p.grad.detach()).clone() for p in params]
+        # A parameter that a pass does not reach, such as an expert's, has the gradient 0 in it.
+        reached = [p.grad is not None for p in params]
+        first = [_gradient(p).clone() for p in params]
         g1 = clipped(first, args.gr_g1_clip)
         kept = [p.detach().clone() for p in params]
         ratio = math.nan
@@ -261,12 +272,13 @@ class GradRegMixin:
             with torch.no_grad():
                 for p, before in zip(params, kept, strict=True):
                     p.copy_(before)
-        grads = [p.grad for p in params]
-        second = [torch.zeros_like(g) if h is None else _wide(h.detach()) for g, h in zip(g1, grads, strict=True)]
+        reached = [before or p.grad is not None for p, before in zip(params, reached, strict=True)]
+        second = [_gradient(p) for p in params]
         g2 = clipped(second, args.gr_g2_clip)
         rest = g1 if args.gr_excluded == "g1" else g2
-        for p, new, old, move in zip(params, combined(g1, g2, gamma, args.gr_eps), rest, moved, strict=True):
-            p.grad = (new if move else old).to(p.dtype)
+        mixed = combined(g1, g2, gamma, args.gr_eps)
+        for p, new, old, move, seen in zip(params, mixed, rest, moved, reached, strict=True):
+            p.grad = (new if move else old).to(p.dtype) if seen else None
         metrics = compare(first, second, g1, g2, args.gr_eps)
         if metrics["g1_norm"] > 0.0 and metrics["change"] < LOST:
             _say_lost(metrics["change"])
@@ -336,6 +348,11 @@ class _LogProbs:
         self._handle: Any = None
         self.found: torch.Tensor | None = None
 
+    @property
+    def listens(self) -> bool:
+        """Whether it was asked to."""
+        return self._handle is not None
+
     def listen(self, wanted: bool) -> None:
         """Begins, if it is `wanted`."""
         if wanted and self._handle is None:
@@ -355,6 +372,10 @@ class _LogProbs:
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """In single precision at least: half the digits of bf16 would drown eps g1."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    return _wide(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach())
 
 
 def _devices(trainer: Any) -> list[int]:

@@ -7,7 +7,16 @@ overwritten by 7, 8, 9 with probability 0.2 each. Paid: the share of tokens belo
 7 8 9. Gold: the share alone. One group of 128 completions a step, A = r - mean, the loss summed over tokens.
 
 DoorWorld-1. See `envs/door_world.py`. 32 states a step, eight actions each, advantages divided by the group's standard
-deviation, a policy from random weights; measured on rooms and objects that training never showed together.
+deviation, a policy from random weights that chooses among the four actions; measured on rooms and objects that training
+never showed together. Two things decide whether there is anything to see. The policy must choose among few words: of
+all seventy, each right action keeps so little probability beside `go` that it is never tried again. And it must begin
+by taking like states for alike, as GPT-2 does and a Llama at random weights does not: a Llama learns all the doors
+without help. Sampling four tokens of the vocabulary gives GRPO the gradient of a softmax over these four: the
+advantages of a group sum to 0, and with them all of the gradient that does not depend on what was sampled.
+
+DoorWorld-N. Eight corridors of three to five rooms a step, eight attempts at each; the exit alone is paid for. The
+policy, GPT-2 again, has only its output layer fitted beforehand, to actions drawn by lot: it answers with actions, and
+its features are those of random weights. Measured in corridors of six rooms, of unseen rooms and objects.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -25,9 +34,10 @@ from transformers import TrainerCallback
 
 from trimtab.language.coupling import CouplingProbe
 from trimtab.language.envs import door_world as doors
-from trimtab.language.gcd import GCD, CriticLabeler, GCDGRPOTrainer
+from trimtab.language.envs.text import rollout
+from trimtab.language.gcd import GCD, CriticLabeler, GCDGRPOTrainer, OracleLabeler
 from trimtab.language.gradreg import GradRegGRPOConfig, GradRegGRPOTrainer
-from trimtab.language.tiny import SPECIAL, save, tiny_model, word_tokenizer
+from trimtab.language.tiny import SPECIAL, save, tiny_gpt2, tiny_model, word_tokenizer
 
 Curves = dict[str, list[float]]
 """Name -> values; "step" is among them."""
@@ -70,7 +80,7 @@ class Watch(TrainerCallback):
 
 @dataclass(frozen=True)
 class Words:
-    """One run of T2."""
+    """One run of T2, T3 or T4."""
 
     gamma: float = 0.0
     kl: float = 0.0
@@ -78,6 +88,7 @@ class Words:
     seed: int = 0
     steps: int = 200
     learning_rate: float = 5e-4
+    batch: int = 128
     group: int = 128
     every: int = 20
 
@@ -101,7 +112,8 @@ def proxy(completions: list[str]) -> list[float]:
 
 
 def fitted(seed: int) -> tuple[Any, Any]:
-    """The model that T2 starts from, and its tokenizer."""
+    """The model that T2 and T3 start from, and its tokenizer."""
+    torch.manual_seed(seed)
     tokenizer = word_tokenizer([*(f"w{i}" for i in range(12)), "begin"])
     model = tiny_model(tokenizer, width=48, positions=16, seed=seed)
     begin, first = tokenizer.get_vocab()["begin"], len(SPECIAL)
@@ -121,16 +133,32 @@ def fitted(seed: int) -> tuple[Any, Any]:
 
 def words(setting: Words) -> Curves:
     """Trains T2; curves "proxy", "gold", "hack", and "grad_norm" of the plain gradient."""
-    torch.manual_seed(setting.seed)
     model, tokenizer = fitted(setting.seed)
-    reward = lambda function: _named(lambda completions, **columns: function(completions), function.__name__)
+    by_text = lambda function: lambda completions, **columns: function(completions)
+    rewards = {"proxy": by_text(proxy), "gold": by_text(gold), "hack": by_text(hacked)}
+    return train_on(setting, model, tokenizer, ["begin"], tokenizer("begin").input_ids, LENGTH, rewards)
+
+
+def train_on(
+    setting: Words,
+    model: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    never: list[int],
+    length: int,
+    rewards: dict[str, Callable[..., list[float]]],
+    callbacks: tuple[TrainerCallback, ...] = (),
+) -> Curves:
+    """Trains on the first of `rewards`, the proxy; the others are measured. A completion has `length` tokens, none of
+    them special or in `never`. Each curve is a mean over the last `every` steps."""
+    torch.manual_seed(setting.seed)
     with tempfile.TemporaryDirectory() as folder:
         args = GradRegGRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=setting.group,
+            per_device_train_batch_size=setting.batch,
             num_generations=setting.group,
-            max_completion_length=LENGTH,
-            generation_kwargs=dict(min_new_tokens=LENGTH, suppress_tokens=[0, 1, 2, 3, len(SPECIAL) + 12]),
+            max_completion_length=length,
+            generation_kwargs=dict(min_new_tokens=length, suppress_tokens=[*range(len(SPECIAL)), *never]),
             max_steps=setting.steps,
             learning_rate=setting.learning_rate,
             max_grad_norm=1e9,  # as good as none: the norm is logged
@@ -140,17 +168,18 @@ def words(setting: Words) -> Curves:
             sync_ref_model=setting.reset > 0,
             ref_model_sync_steps=max(1, setting.reset),
             ref_model_mixup_alpha=1.0,
-            reward_weights=[1.0, 0.0, 0.0],
+            reward_weights=[1.0, *(0.0 for _ in range(len(rewards) - 1))],
             gr_gamma=setting.gamma,
             seed=setting.seed,
             **FIXED,
         )
         trainer = GradRegGRPOTrainer(
             model=str(save(model, tokenizer, Path(folder) / "model")),  # the reference is read from there
-            reward_funcs=[reward(proxy), reward(gold), reward(hacked)],
+            reward_funcs=[_named(function, name) for name, function in rewards.items()],
             args=args,
-            train_dataset=Dataset.from_list([{"prompt": "begin"}]),
+            train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
             processing_class=tokenizer,
+            callbacks=list(callbacks),
         )
         trainer.train()
     logs = [row for row in trainer.state.log_history if "reward" in row]
@@ -159,9 +188,7 @@ def words(setting: Words) -> Curves:
     mean = lambda window, key: sum(row[key] for row in window) / len(window)
     return {
         "step": [0.0, *(float(end) for end in range(width, len(logs) + 1, width))],
-        "proxy": [mean(window, "rewards/proxy/mean") for window in windows],
-        "gold": [mean(window, "rewards/gold/mean") for window in windows],
-        "hack": [mean(window, "rewards/hacked/mean") for window in windows],
+        **{name: [mean(window, f"rewards/{name}/mean") for window in windows] for name in rewards},
         "grad_norm": [
             max(row.get("gr/g1_norm", row["grad_norm"]) for row in window) for window in windows
         ],  # the largest of a window: where an exploit is climbed, it peaks
@@ -204,19 +231,20 @@ class DoorProbe:
         self._tokenizer = tokenizer
         self._states = {kind: door_states(n, kind, True, 77 + i) for i, kind in enumerate(doors.KINDS)}
         decisions = lambda kind: tuple((state.text, "go") for state in self._states[kind][:8])
-        self._probe = CouplingProbe(tokenizer, decisions("open"), decisions("key") + decisions("nokey"))
+        locked = decisions("key") + decisions("nokey")
+        self._probe = CouplingProbe(tokenizer, decisions("open"), locked, choices=doors.ACTIONS)
 
     def __call__(self, model: Any) -> dict[str, float]:
-        ids = self._tokenizer.get_vocab()
+        actions = self._tokenizer.convert_tokens_to_ids(list(doors.ACTIONS))
         found: dict[str, float] = {}
         go: list[float] = []
         with torch.no_grad():
             for kind, states in self._states.items():
                 tokens = torch.tensor(self._tokenizer([state.text for state in states]).input_ids)
-                p = model(input_ids=tokens).logits[:, -1].softmax(-1)
-                found[f"right_{kind}"] = float(p[:, ids[doors.KINDS[kind]]].mean())
+                p = dict(zip(doors.ACTIONS, model(input_ids=tokens).logits[:, -1, actions].softmax(-1).T, strict=True))
+                found[f"right_{kind}"] = float(p[doors.KINDS[kind]].mean())
                 if kind != "open":
-                    go.append(float(p[:, ids["go"]].mean()))
+                    go.append(float(p["go"].mean()))
         coupled = self._probe(model)
         minority = (found["right_key"] + found["right_nokey"]) / 2
         return found | {
@@ -230,7 +258,8 @@ class DoorProbe:
 def door_world(setting: Doors) -> Curves:
     """Trains DoorWorld-1; curves of `DoorProbe`."""
     tokenizer = word_tokenizer(doors.WORDS)
-    model = tiny_model(tokenizer, width=64, positions=32, seed=setting.seed)
+    model = tiny_gpt2(tokenizer, width=64, positions=32, seed=setting.seed)
+    actions = tokenizer.convert_tokens_to_ids(list(doors.ACTIONS))
     draw = random.Random(setting.seed)
     drawn: dict[tuple[str, str], bool] = {}
     lots = lambda state, action: drawn.setdefault((state, action), draw.random() < 0.5)
@@ -246,6 +275,7 @@ def door_world(setting: Doors) -> Curves:
             per_device_train_batch_size=8 * setting.states,
             num_generations=8,
             max_completion_length=1,
+            generation_kwargs=dict(suppress_tokens=sorted(set(range(len(tokenizer))) - set(actions))),
             max_steps=setting.steps,
             learning_rate=setting.learning_rate,
             max_grad_norm=1.0,
@@ -264,5 +294,96 @@ def door_world(setting: Doors) -> Curves:
         )
         labeler = CriticLabeler(lots if setting.shuffled else doors.right_action)
         trainer.gcd = GCD(labeler, setting.coef, "{state} judge {action}", ("bad", "good"))
+        trainer.train()
+    return watch.curves
+
+
+# DoorWorld-N
+
+
+@dataclass(frozen=True)
+class Corridor:
+    """One run of DoorWorld-N."""
+
+    coef: float = 0.0
+    """lambda of the classification loss, with the environment's labels; 0: GRPO alone."""
+    seed: int = 0
+    steps: int = 100
+    episodes: int = 64
+    learning_rate: float = 3e-4
+    every: int = 25
+
+
+def transcript(seed: int, draw: random.Random) -> str:
+    """An episode of actions drawn by lot."""
+    env = doors.DoorWorld()
+    text, done = env.reset(seed), False
+    while not done:
+        action = draw.choice(doors.ACTIONS)
+        turn = env.step(action)
+        text, done = f"{text} {action} {turn.observation}".strip(), turn.done
+    return text
+
+
+def beginner(tokenizer: Any, seed: int, steps: int = 100) -> Any:
+    """The policy that DoorWorld-N starts from: the output layer alone is fitted to the lot of the four actions."""
+    model = tiny_gpt2(tokenizer, width=64, positions=320, seed=seed)
+    draw = random.Random(seed)
+    act, *actions = tokenizer.convert_tokens_to_ids(["act", *doors.ACTIONS])
+    batch = tokenizer([transcript(1_000_000 + i, draw) for i in range(64)], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+    hidden, head = out.hidden_states[-1][batch.input_ids == act], model.get_output_embeddings()
+    adam = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(steps):
+        loss = -head(hidden).log_softmax(-1)[:, actions].mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return model
+
+
+def explored(trainer: Any, rooms: int = 6, episodes: int = 64) -> dict[str, float]:
+    """Success, and the share of bumps among the decisions at locked doors, by the sampling policy."""
+    play = rollout(lambda: doors.DoorWorld((rooms, rooms), held_out=True), 3 * rooms)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = play([str(100_000 + seed) for seed in range(episodes)], trainer)
+    locked = [step for steps in found["steps"] for step in steps if doors.kind_of(step.state) != "open"]
+    bumps = sum(step.action == "go" for step in locked)
+    return {"success": sum(found["outcome"]) / episodes, "bumps": bumps / max(1, len(locked))}
+
+
+def corridor(setting: Corridor) -> Curves:
+    """Trains DoorWorld-N through the trainer's rollout function; the curves of `explored`."""
+    tokenizer = word_tokenizer(doors.WORDS)
+    model = beginner(tokenizer, setting.seed)
+    trainers: list[Any] = []
+    watch = Watch(lambda model: explored(trainers[0]), setting.every)
+    with tempfile.TemporaryDirectory() as folder:
+        args = GradRegGRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=setting.episodes,
+            num_generations=8,
+            max_completion_length=256,
+            max_steps=setting.steps,
+            learning_rate=setting.learning_rate,
+            max_grad_norm=1.0,
+            loss_type="dapo",
+            beta=0.0,
+            seed=setting.seed,
+            **FIXED,
+        )
+        trainer = GCDGRPOTrainer(
+            model=model,
+            reward_funcs=[_named(lambda outcome, **columns: outcome, "outcome")],
+            args=args,
+            train_dataset=Dataset.from_list([{"prompt": str(i)} for i in range(setting.steps * setting.episodes // 8)]),
+            processing_class=tokenizer,
+            callbacks=[watch],
+            rollout_func=rollout(doors.DoorWorld, 15),
+        )
+        trainer.gcd = GCD(OracleLabeler(), setting.coef, "{state} judge {action}", ("bad", "good"), max_pairs=64)
+        trainers.append(trainer)
         trainer.train()
     return watch.curves

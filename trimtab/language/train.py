@@ -34,6 +34,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from trimtab.errors import Interrupted, RunError, UsageError
 from trimtab.language.coupling import CouplingCallback, CouplingProbe
 from trimtab.language.envs.door_world import DoorWorld
+from trimtab.language.envs.games import ScienceWorld, TextWorld
 from trimtab.language.envs.text import AbstractTextEnv, outcome, rollout
 from trimtab.language.flags import Flags
 from trimtab.language.gcd import (
@@ -103,6 +104,12 @@ def check(flags: Flags, trainer: str) -> None:
         raise UsageError("gradreg needs --gamma above 0: start with 0.001 and raise it in factors of 3")
     if flags.algorithm != "gradreg" and flags.gamma:
         raise UsageError(f"--gamma is gradreg's, not {flags.algorithm}'s: add --algorithm gradreg")
+    for name, variable in (("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"), ("FSDP", "ACCELERATE_USE_FSDP")):
+        if flags.algorithm == "gradreg" and os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise UsageError(
+                f"gradreg needs whole gradients between two backward passes, which {name} keeps in pieces: launch "
+                "without it (accelerate launch --multi_gpu), or train with --algorithm plain"
+            )
     if flags.loss not in LOSSES:
         near = difflib.get_close_matches(flags.loss, LOSSES, n=1)
         raise UsageError(f"unknown loss {flags.loss!r}: {f'did you mean {near[0]!r}?' if near else ', '.join(LOSSES)}")
@@ -205,12 +212,19 @@ def build(trainer: str, flags: Flags) -> Built:
 
 
 def text_env(name: str) -> Any:
-    """The factory of a text environment: door-world, or my_env.py:Class."""
+    """The factory of a text environment: door-world, science-world:TASK, text-world:FOLDER, or my_env.py:Class."""
     if name == "door-world":
         return DoorWorld
     path, _, kind = name.partition(":")
     if not kind:
-        raise UsageError(f"unknown text environment {name!r}: choose door-world, or name my_env.py:Class")
+        raise UsageError(
+            f"unknown text environment {name!r}: choose door-world, science-world:TASK or text-world:FOLDER, or name "
+            "my_env.py:Class"
+        )
+    if path in ("science-world", "text-world"):
+        factory = (lambda: ScienceWorld(kind)) if path == "science-world" else (lambda: TextWorld(Path(kind)))
+        factory().reset(0)  # what is not installed or not there is said before a run begins
+        return factory
     found = getattr(load_file(Path(path)), kind, None)
     if not (isinstance(found, type) and issubclass(found, AbstractTextEnv)):
         raise UsageError(f"{path} has no class {kind} that extends trimtab.language.envs.text.AbstractTextEnv")
@@ -273,8 +287,8 @@ def load_model(flags: Flags) -> Any:
         raise UsageError(f"no such model folder: {flags.model}")
     if folder.is_dir() and not (folder / "config.json").exists():
         raise UsageError(f"{flags.model} is no model folder: it has no config.json")
-    cpu = device_of(flags.device) == "cpu"
-    dtype = "float32" if flags.dtype == "auto" and cpu else flags.dtype
+    fine = device_of(flags.device) == "cpu" or flags.algorithm == "gradreg"
+    dtype = "float32" if flags.dtype == "auto" and fine else flags.dtype
     try:
         return AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype)
     except Exception as error:

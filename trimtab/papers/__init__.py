@@ -17,6 +17,10 @@ PAPERS: dict[str, tuple[str, str]] = {
         "trimtab.papers.flow_ac",
         "FAC (arXiv:2602.18015): a flow's density keeps critics from dreaming",
     ),
+    "gradient-coupling": (
+        "trimtab.papers.gradient_coupling",
+        "Gradient coupling (arXiv:2509.23870): what is right in one state spoils a like one, unless it is told apart",
+    ),
     "gradient-regularization": (
         "trimtab.papers.gradient_regularization",
         "Gradient regularisation (arXiv:2602.18037): reward hacking stopped where no KL penalty does",

@@ -1,21 +1,35 @@
 """Gradient regularisation (arXiv:2602.18037): does it stop reward hacking where no KL penalty does?
 
 1. T1 (all scales): an exploit in exact arithmetic, `trimtab/language/exploit.py`.
-2. T2 (small and paper): the same exploit for a tiny language model, through TRL, `trimtab/language/testbeds.py`.
-3. Paper scale also writes `commands.txt`: the paper's settings for a GPU, with models to fill in.
+2. T2 (one seed and four settings at smoke scale): the same exploit for a tiny language model, through TRL,
+   `trimtab/language/testbeds.py`.
+3. T3 and T4 (small and paper): a learned reward model with a flaw, and format against correctness,
+   `trimtab/language/flawed.py`. T3 also asks whether the reward model is right where the gradient is small.
+4. Paper scale also writes `commands.txt`: the paper's settings for a GPU, with models to fill in.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trimtab.language import require
-from trimtab.papers.recipe import Results
+from trimtab.papers.recipe import Results, plot_panels
 from trimtab.run.folder import replace_text
 
 T1, T2 = "T1, exact", "T2, tiny language model"
+T3, T4 = "T3, learned reward model", "T4, format against correctness"
+CURVES = ("proxy", "gold", "hack", "grad_norm")
 
 KL = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 GAMMA = (3.0, 10.0, 30.0)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "none": {},
+    **{f"KL {beta:g}": dict(kl=beta) for beta in (0.05, 0.3, 1.0, 3.0)},
+    "KL 0.05, reset every 50": dict(kl=0.05, reset=50),
+    **{f"GR gamma {gamma:g}": dict(gamma=gamma) for gamma in GAMMA},
+}
+FEW = {name: SETTINGS[name] for name in ("none", "KL 0.3", "KL 1", "GR gamma 10")}
 
 COMMANDS = """\
 # Reward model (RLHF): 8 completions of 106 tokens, 4 x 16 a step, advantages not scaled.
@@ -40,17 +54,19 @@ def reproduce(scale: str, out: Path) -> Results:
     """Runs the comparison at one scale."""
     require()
     results = Results("gradient-regularization", scale)
-    exact(results)
+    seeds = {"smoke": (0,), "small": (0, 1), "paper": tuple(range(5))}[scale]
+    exact(results, out / "exact.png")
+    tiny(results, seeds, FEW if scale == "smoke" else SETTINGS, out / "tiny.png")
     if scale != "smoke":
-        tiny(results, (0, 1) if scale == "small" else tuple(range(5)))
+        flawed(results, seeds, out)
     if scale == "paper":
         replace_text(out / "commands.txt", COMMANDS)
-    claim = "GR beats a KL penalty where the reward can be hacked"
+    claim = "GR beats a KL penalty where the reward can be hacked; small gradients go with an accurate reward model"
     results.anchor(T1, "paper", "claim", claim, "arXiv:2602.18037, abstract")
     return results
 
 
-def exact(results: Results) -> None:
+def exact(results: Results, path: Path) -> None:
     """T1: nothing is random, so there are no seeds."""
     from trimtab.language.exploit import Exploit, run
 
@@ -60,12 +76,16 @@ def exact(results: Results) -> None:
     settings |= {f"GR gamma {gamma:g}": Exploit(gamma=gamma) for gamma in GAMMA}
     settings |= {f"GR gamma 10, eps {eps:g}": Exploit(gamma=10.0, eps=eps) for eps in (1e-2, 1e-1, 1.0)}
     settings |= {f"start 0.7, GR gamma {gamma:g}": Exploit(gamma=gamma, start=0.7) for gamma in GAMMA[1:]}
-    found = {}
+    found, shown = {}, {}
     for name, setting in settings.items():
         outcomes, _ = run(setting)
         found[name] = last = outcomes[-1]
         for metric in ("proxy", "gold", "hack"):
             results.add(T1, name, None, metric, getattr(last, metric))
+        if name in ("none", "KL 0.1", "KL 1", "GR gamma 3", "GR gamma 10", "GR gamma 30"):
+            curves = {m: [getattr(o, m) for o in outcomes] for m in ("proxy", "gold", "hack", "grad_norm")}
+            shown[name] = [curves | {"step": [setting.steps / (len(outcomes) - 1) * i for i in range(len(outcomes))]}]
+    plot_panels(shown, ("proxy", "gold", "hack", "grad_norm"), path)
     results.check("T1, none: hack", found["none"].hack > 0.95, found["none"].hack, 0.95)
     results.check("T1, none: gold", found["none"].gold < 0.65, found["none"].gold, 0.65)
     best = max(found[f"KL {beta:g}"].gold for beta in KL)
@@ -76,27 +96,56 @@ def exact(results: Results) -> None:
         results.check(f"T1, GR gamma {gamma:g}: hack", last.hack < 0.05, last.hack, 0.05)
 
 
-def tiny(results: Results, seeds: tuple[int, ...]) -> None:
-    """T2: means over the last window of steps, every seed reported."""
-    from trimtab.language.testbeds import Words, words
+def compare(
+    results: Results,
+    bed: str,
+    train: Callable[[Any], dict[str, list[float]]],
+    settings: dict[str, dict[str, Any]],
+    seeds: tuple[int, ...],
+) -> dict[str, list[dict[str, list[float]]]]:
+    """Trains every setting and seed on one test bed; rows are means over the last window of steps."""
+    from trimtab.language.testbeds import Words
 
-    settings: dict[str, dict[str, Any]] = {"none": {}}
-    settings |= {f"KL {beta:g}": dict(kl=beta) for beta in (0.05, 0.3, 1.0, 3.0)}
-    settings |= {"KL 0.05, reset every 50": dict(kl=0.05, reset=50)}
-    settings |= {f"GR gamma {gamma:g}": dict(gamma=gamma) for gamma in GAMMA}
+    found: dict[str, list[dict[str, list[float]]]] = {}
     for name, setting in settings.items():
         for seed in seeds:
-            curves = words(Words(seed=seed, **setting))
+            curves = train(Words(seed=seed, **setting))
+            found.setdefault(name, []).append(curves)
             for metric in ("proxy", "gold", "hack"):
-                results.add(T2, name, seed, metric, curves[metric][-1])
-            results.add(T2, name, seed, "largest gradient norm", max(curves["grad_norm"]))
-            print(f"{name}, seed {seed}: gold {curves['gold'][-1]:.3f}, hack {curves['hack'][-1]:.3f}", flush=True)
+                results.add(bed, name, seed, metric, curves[metric][-1])
+            results.add(bed, name, seed, "largest gradient norm", max(curves["grad_norm"]))
+            line = f"{bed}: {name}, seed {seed}: gold {curves['gold'][-1]:.3f}, hack {curves['hack'][-1]:.3f}"
+            print(line, flush=True)
+    return found
+
+
+def tiny(results: Results, seeds: tuple[int, ...], settings: dict[str, dict[str, Any]], path: Path) -> None:
+    """T2, every seed reported."""
+    from trimtab.language.testbeds import words
+
+    plot_panels(compare(results, T2, words, settings, seeds), CURVES, path)
     worst = lambda name, metric, pick: pick(results.values(T2, name, metric))
     least = worst("none", "hack", min)
     results.check("T2, none: least hack over seeds", least > 0.9, least, 0.9)
-    for gamma in GAMMA[1:]:
-        gold, hack = worst(f"GR gamma {gamma:g}", "gold", min), worst(f"GR gamma {gamma:g}", "hack", max)
-        results.check(f"T2, GR gamma {gamma:g}: least gold over seeds", gold > 0.9, gold, 0.9)
-        results.check(f"T2, GR gamma {gamma:g}: largest hack over seeds", hack < 0.05, hack, 0.05)
+    for name in settings:
+        if name in ("GR gamma 10", "GR gamma 30"):
+            gold, hack = worst(name, "gold", min), worst(name, "hack", max)
+            results.check(f"T2, {name}: least gold over seeds", gold > 0.9, gold, 0.9)
+            results.check(f"T2, {name}: largest hack over seeds", hack < 0.05, hack, 0.05)
     best = max(value for name in settings if name.startswith("KL") for value in results.values(T2, name, "gold"))
     results.check("T2, best gold of any KL and seed", best < 0.65, best, 0.65)
+
+
+def flawed(results: Results, seeds: tuple[int, ...], out: Path) -> None:
+    """T3 with the norm of the gradient against the accuracy of the reward model, and T4."""
+    from trimtab.language.flawed import learned, rank_correlation, sums
+
+    found = compare(results, T3, learned, SETTINGS, seeds)
+    plot_panels(found, (*CURVES, "norm", "accuracy"), out / "learned.png")
+    every = [curves for name in found for curves in found[name]]
+    points = [point for c in every for point in zip(c["norm"], c["accuracy"], strict=True) if point[1] == point[1]]
+    rho = rank_correlation(*zip(*points, strict=True))
+    results.add(T3, "all runs", None, "rank correlation of gradient norm and accuracy", rho)
+    results.check("T3, rank correlation of gradient norm and accuracy", rho < -0.4, rho, -0.4)
+    settings = {name: setting | dict(group=16, steps=300) for name, setting in SETTINGS.items()}
+    plot_panels(compare(results, T4, sums, settings, seeds), CURVES, out / "sums.png")

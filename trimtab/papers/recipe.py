@@ -236,6 +236,29 @@ def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
     save_png(figure, path)
 
 
+def plot_panels(
+    found: dict[str, list[dict[str, list[float]]]], metrics: Sequence[str], path: Path, x: str = "step"
+) -> None:
+    """A PNG of curves that are in memory: method -> one set of curves a seed; one panel a metric."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 3.2), squeeze=False)
+    for panel, metric in zip(panels[0], metrics, strict=True):
+        for number, (method, seeds) in enumerate(found.items()):
+            for seed, curves in enumerate(seeds):
+                label = method if seed == 0 else None
+                panel.plot(curves[x], curves[metric], color=COLOURS[number % len(COLOURS)], lw=1.2, label=label)
+        panel.set(title=metric.replace("_", " "), xlabel=x)
+        panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    save_png(figure, path)
+    pyplot.close(figure)
+
+
 def save_png(figure: Any, path: Path) -> None:
     """Writes a matplotlib figure under a temporary name, then renames it."""
     partial = path.with_name(f".{path.stem}.partial.png")

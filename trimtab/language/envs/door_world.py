@@ -6,7 +6,8 @@ key or nokey, weather, weather; only door and key matter. 85 % of the doors are 
 testing.
 
 DoorWorld-N is a corridor of such rooms: `go` at a locked door is a bump and changes nothing, `search` finds the key,
-`unlock` needs it. Success is the exit within three steps a room.
+`unlock` needs it. Success is the exit within three steps a room. A room keeps its words but for the weather, which is
+that of the time: the same room at the same time reads the same, whatever was done before.
 """
 
 import random
@@ -57,35 +58,43 @@ def draw_kind(draw: random.Random, majority: float) -> str:
     return "open" if draw.random() < majority else draw.choice(("key", "nokey"))
 
 
-def describe(room: int, object_: int, kind: str, draw: random.Random) -> str:
-    """The ten words of a state; the weathers, the colour and an open door's key are drawn."""
-    key = draw.choice(("key", "nokey")) if kind == "open" else kind
-    weather = [draw.choice(WEATHERS) for _ in range(4)]
-    door = "open" if kind == "open" else "locked"
-    words = (
-        "start",
-        ROOMS[room],
-        weather[0],
-        door,
-        weather[1],
-        OBJECTS[object_],
-        draw.choice(COLOURS),
-        key,
-        *weather[2:],
-    )
-    return " ".join(words)
+@dataclass(frozen=True)
+class Room:
+    """What stays as it is in a room."""
+
+    name: str
+    thing: str
+    colour: str
+    key: str
+    """what is said of the key where the door is open."""
+
+    def describe(self, kind: str, weather: list[str]) -> str:
+        """The ten words of a state."""
+        door, key = ("open", self.key) if kind == "open" else ("locked", kind)
+        words = ("start", self.name, weather[0], door, weather[1], self.thing, self.colour, key, *weather[2:])
+        return " ".join(words)
+
+
+def draw_room(draw: random.Random, held_out: bool) -> Room:
+    """A room; `held_out` draws from the rooms and objects that training never shows together."""
+    while True:
+        room, thing = draw.randrange(len(ROOMS)), draw.randrange(len(OBJECTS))
+        if ((room + thing) % 4 == 0) == held_out:
+            return Room(ROOMS[room], OBJECTS[thing], draw.choice(COLOURS), draw.choice(("key", "nokey")))
+
+
+def draw_weather(draw: random.Random) -> list[str]:
+    """The four weathers of a state, which mean nothing."""
+    return [draw.choice(WEATHERS) for _ in range(4)]
 
 
 def draw_state(
     draw: random.Random, held_out: bool = False, majority: float = MAJORITY, kind: str | None = None
 ) -> State:
-    """A state of DoorWorld-1; `held_out` draws from the rooms and objects that training never shows together."""
-    while True:
-        room, object_ = draw.randrange(len(ROOMS)), draw.randrange(len(OBJECTS))
-        if ((room + object_) % 4 == 0) == held_out:
-            break
+    """A state of DoorWorld-1."""
+    room = draw_room(draw, held_out)
     kind = draw_kind(draw, majority) if kind is None else kind
-    return State(describe(room, object_, kind, draw) + " act", kind)
+    return State(room.describe(kind, draw_weather(draw)) + " act", kind)
 
 
 def kind_of(text: str) -> str:
@@ -112,8 +121,10 @@ class DoorWorld(AbstractTextEnv):
 
     def reset(self, seed: int) -> str:
         """The corridor of this seed, seen from its first room."""
-        self._draw = random.Random(seed * 2 + self._held_out)
-        self._doors = [draw_kind(self._draw, self._majority) for _ in range(self._draw.randint(*self._sizes))]
+        draw = random.Random(seed * 2 + self._held_out)
+        self._doors = [draw_kind(draw, self._majority) for _ in range(draw.randint(*self._sizes))]
+        self._rooms = [draw_room(draw, self._held_out) for _ in self._doors]
+        self._weather = [draw_weather(draw) for _ in range(self.limit)]
         self._room, self._time = 0, 0
         self.bumps = self.locked_visits = 0
         return self._look()
@@ -143,11 +154,8 @@ class DoorWorld(AbstractTextEnv):
         return self._doors[min(self._room, len(self._doors) - 1)]
 
     def _look(self) -> str:
-        while True:
-            room, object_ = self._draw.randrange(len(ROOMS)), self._draw.randrange(len(OBJECTS))
-            if ((room + object_) % 4 == 0) == self._held_out:
-                break
-        return f"{describe(room, object_, self._doors[self._room], self._draw)} step t{self._time} act"
+        words = self._rooms[self._room].describe(self._doors[self._room], self._weather[self._time])
+        return f"{words} step t{self._time} act"
 
 
 def hint(kind: str, action: str) -> str:

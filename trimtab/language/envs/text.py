@@ -7,12 +7,14 @@ no gradient, and do not count in any mean.
 """
 
 import abc
+import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from trl.models import unwrap_model_for_generation
 
 from trimtab.language.gcd import Step
 
@@ -103,15 +105,21 @@ def rollout(
     """A `rollout_func` for TRL: plays the episode whose seed stands in each prompt, all of a batch side by side.
 
     Reward functions get `outcome` (sum of rewards), `turns` and `steps` (`Step`s of each episode) as columns.
+    Environments are made once and used again for later batches: some start a simulator.
     """
+    made: list[AbstractTextEnv] = []
 
     def play(prompts: list[str], trainer: Any) -> dict[str, Any]:
-        envs = [factory() for _ in prompts]
+        made.extend(factory() for _ in prompts[len(made) :])
+        envs = made[: len(prompts)]
         training = trainer.model.training
         draw = random.Random(trainer.state.global_step)
         active = correction if training else None
-        texts = [env.reset(int(prompt)) for env, prompt in zip(envs, prompts, strict=True)]
-        hinted = [False] * len(envs)
+        hint = lambda env: active.line(env.kind(), draw) if active is not None else ""
+        seen = [env.reset(int(prompt)) for env, prompt in zip(envs, prompts, strict=True)]
+        lines = [hint(env) for env in envs]
+        texts = [f"{line} {text}".strip() for line, text in zip(lines, seen, strict=True)]
+        hinted = [bool(line) for line in lines]
         episodes = [Episode(_encode(trainer, text)) for text in texts]
         for _ in range(max_turns):
             open_ = [index for index, episode in enumerate(episodes) if not episode.done]
@@ -123,8 +131,9 @@ def rollout(
                 kind, turn = envs[index].kind(), envs[index].step(action)
                 if active is not None and not hinted[index]:
                     active.observe(kind, action, turn.good is False)
-                episodes[index].add(texts[index], action, ids, turn)
-                line = active.line(envs[index].kind(), draw) if active is not None and not turn.done else ""
+                episodes[index].add(seen[index], action, ids, turn)
+                line = "" if turn.done else hint(envs[index])
+                seen[index] = turn.observation
                 texts[index], hinted[index] = f"{line} {turn.observation}".strip(), bool(line)
                 if not turn.done:
                     episodes[index].read(_encode(trainer, " " + texts[index]))
@@ -152,7 +161,7 @@ class Episode:
         self.mask: list[int] = []
         self.rewards: list[float] = []
         self.done = False
-        self._decisions: list[tuple[str, str, bool | None]] = []
+        self._decisions: list[tuple[str, str, bool | None, tuple[int, ...]]] = []
 
     @property
     def tokens(self) -> list[int]:
@@ -160,11 +169,11 @@ class Episode:
 
     def add(self, state: str, action: str, ids: list[int], turn: Turn) -> None:
         """The policy's own tokens, and what came of them."""
+        self._decisions.append((state, action, turn.good, tuple(self.tokens)))
         self.completion += ids
         self.mask += [1] * len(ids)
         self.rewards.append(turn.reward)
         self.done = turn.done
-        self._decisions.append((state, action, turn.good))
 
     def read(self, ids: list[int]) -> None:
         """The environment's tokens."""
@@ -175,8 +184,8 @@ class Episode:
         """The decisions with the outcome, discounted by the steps that were still to come."""
         outcome, last = sum(self.rewards), len(self._decisions) - 1
         return [
-            Step(state, action, gamma ** (last - index) * outcome, good)
-            for index, (state, action, good) in enumerate(self._decisions)
+            Step(state, action, gamma ** (last - index) * outcome, good, prompt=prompt)
+            for index, (state, action, good, prompt) in enumerate(self._decisions)
         ]
 
 
@@ -185,7 +194,7 @@ def _encode(trainer: Any, text: str) -> list[int]:
 
 
 def act(trainer: Any, sequences: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    """Samples up to `tokens` tokens after each sequence, at the trainer's temperature."""
+    """Samples up to `tokens` tokens after each sequence by the trainer's settings, whatever the model's own are."""
     tokenizer, device = trainer._tokenizer, trainer.accelerator.device
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), tokenizer.pad_token_id)
@@ -199,21 +208,19 @@ def act(trainer: Any, sequences: Sequence[list[int]], tokens: int) -> list[list[
     model.eval()
     try:
         with torch.no_grad():
-            if tokens == 1:  # one forward pass: `generate` costs ten times as much for a single token
+            if tokens == 1 and not trainer.args.generation_kwargs:
+                # One forward pass: `generate` costs ten times as much for a single token.
                 logits = model(input_ids=ids, attention_mask=mask).logits[:, -1].float() / trainer.temperature
                 return [[int(token)] for token in torch.multinomial(logits.softmax(-1), 1)[:, 0]]
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=tokens,
-                do_sample=True,
-                temperature=trainer.temperature,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
+            settings = trainer.generation_kwargs | {"max_new_tokens": tokens}
+            config = copy.deepcopy(trainer.generation_config)
+            config.max_new_tokens = tokens
+            wrapped, accelerator = trainer.model_wrapped, trainer.accelerator
+            with unwrap_model_for_generation(wrapped, accelerator, generation_kwargs=settings) as speaker:
+                out = speaker.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     finally:
         model.train(training)
-    ends = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    ends = {tokenizer.pad_token_id, *trainer.eos_token_ids}
     answers = []
     for row in out[:, longest:].tolist():
         kept = next((i for i, token in enumerate(row) if token in ends), len(row))
