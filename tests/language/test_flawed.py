@@ -46,9 +46,10 @@ def test_audit_measures_the_gradient_and_the_order_of_pairs():
 
 
 def test_rank_correlation():
-    assert f.rank_correlation([1, 2, 3, 10], [1, 4, 9, 100]) == pytest.approx(1.0)
-    assert f.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
-    assert f.rank_correlation([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5.0))  # a tie
+    assert f.rank_correlation([1.0, 2.0, 3.0, 10.0], [1.0, 4.0, 9.0, 100.0]) == pytest.approx(1.0)
+    assert f.rank_correlation([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
+    tied = f.rank_correlation([1.0, 2.0, 2.0, 3.0], [1.0, 3.0, 2.0, 4.0])
+    assert tied == pytest.approx(4.5 / math.sqrt(4.5 * 5.0))
 
 
 def test_what_t4_pays_and_means():

@@ -139,7 +139,8 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
 
     def ranks(values: Sequence[float]) -> Tensor:
         v = torch.tensor(values, dtype=torch.float64)
-        return (v[:, None] > v[None]).sum(1) + 0.5 * ((v[:, None] == v[None]).sum(1) - 1)
+        below, same = (v[:, None] > v[None]).double(), (v[:, None] == v[None]).double()
+        return below.sum(1) + 0.5 * (same.sum(1) - 1.0)
 
     x, y = (rank - rank.mean() for rank in (ranks(a), ranks(b)))
     return float((x * y).sum() / (x.norm() * y.norm()))
