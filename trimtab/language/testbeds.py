@@ -235,16 +235,17 @@ class DoorProbe:
         self._probe = CouplingProbe(tokenizer, decisions("open"), locked, choices=doors.ACTIONS)
 
     def __call__(self, model: Any) -> dict[str, float]:
-        actions = self._tokenizer.convert_tokens_to_ids(list(doors.ACTIONS))
+        vocabulary = self._tokenizer.get_vocab()
+        actions = [vocabulary[action] for action in doors.ACTIONS]
         found: dict[str, float] = {}
         go: list[float] = []
         with torch.no_grad():
             for kind, states in self._states.items():
                 tokens = torch.tensor(self._tokenizer([state.text for state in states]).input_ids)
-                p = dict(zip(doors.ACTIONS, model(input_ids=tokens).logits[:, -1, actions].softmax(-1).T, strict=True))
-                found[f"right_{kind}"] = float(p[doors.KINDS[kind]].mean())
+                p = model(input_ids=tokens).logits[:, -1, actions].softmax(-1).mean(0)
+                found[f"right_{kind}"] = float(p[doors.ACTIONS.index(doors.KINDS[kind])])
                 if kind != "open":
-                    go.append(float(p["go"].mean()))
+                    go.append(float(p[doors.ACTIONS.index("go")]))
         coupled = self._probe(model)
         minority = (found["right_key"] + found["right_nokey"]) / 2
         return found | {
@@ -259,7 +260,7 @@ def door_world(setting: Doors) -> Curves:
     """Trains DoorWorld-1; curves of `DoorProbe`."""
     tokenizer = word_tokenizer(doors.WORDS)
     model = tiny_gpt2(tokenizer, width=64, positions=32, seed=setting.seed)
-    actions = tokenizer.convert_tokens_to_ids(list(doors.ACTIONS))
+    actions = {tokenizer.get_vocab()[action] for action in doors.ACTIONS}
     draw = random.Random(setting.seed)
     drawn: dict[tuple[str, str], bool] = {}
     lots = lambda state, action: drawn.setdefault((state, action), draw.random() < 0.5)
@@ -275,7 +276,7 @@ def door_world(setting: Doors) -> Curves:
             per_device_train_batch_size=8 * setting.states,
             num_generations=8,
             max_completion_length=1,
-            generation_kwargs=dict(suppress_tokens=sorted(set(range(len(tokenizer))) - set(actions))),
+            generation_kwargs=dict(suppress_tokens=sorted(set(range(len(tokenizer))) - actions)),
             max_steps=setting.steps,
             learning_rate=setting.learning_rate,
             max_grad_norm=1.0,
@@ -329,11 +330,11 @@ def beginner(tokenizer: Any, seed: int, steps: int = 100) -> Any:
     """The policy that DoorWorld-N starts from: the output layer alone is fitted to the lot of the four actions."""
     model = tiny_gpt2(tokenizer, width=64, positions=320, seed=seed)
     draw = random.Random(seed)
-    act, *actions = tokenizer.convert_tokens_to_ids(["act", *doors.ACTIONS])
+    act, *actions = (tokenizer.get_vocab()[word] for word in ("act", *doors.ACTIONS))
     batch = tokenizer([transcript(1_000_000 + i, draw) for i in range(64)], padding=True, return_tensors="pt")
     with torch.no_grad():
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
-    hidden, head = out.hidden_states[-1][batch.input_ids == act], model.get_output_embeddings()
+    hidden, head = out.hidden_states[-1][batch.input_ids == act], model.lm_head
     adam = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(steps):
         loss = -head(hidden).log_softmax(-1)[:, actions].mean()
