@@ -1,4 +1,7 @@
-"""Linear policies find the gains that are known to be the best ones, and lose them to a large penalty."""
+"""Linear policies find the gains that are known to be the best ones, and lose them to a large penalty; a small penalty
+makes control smooth."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from trimtab import api
+from trimtab.cli.main import main
 from trimtab.core import Spec
+from trimtab.papers import action_jacobian
+from trimtab.papers.recipe import folder
 from trimtab.policies.linear import LinearPolicyNet
 
 pytestmark = pytest.mark.slow
@@ -37,8 +44,8 @@ def learnt(penalty: float) -> np.ndarray:
         x, cost = jr.normal(key, (256, 2)), 0.0
         for t in range(HORIZON):
             features = jnp.concatenate([jnp.broadcast_to(phases[t], (256, HORIZON)), x], axis=1)
-            u = net(features)
-            cost = cost + ((x @ q) * x).sum(1) + R[0, 0] * jnp.square(u[:, 0]) + penalty * net.squared_gains(features)
+            u, gains = net.with_squared_gains(features)
+            cost = cost + ((x @ q) * x).sum(1) + R[0, 0] * jnp.square(u[:, 0]) + penalty * gains
             x = x @ a.T + u @ b.T
         return (cost + ((x @ q) * x).sum(1)).mean()
 
@@ -63,3 +70,16 @@ def test_the_gains_are_riccatis():
 
 def test_a_large_penalty_leaves_none():
     assert np.linalg.norm(learnt(1e3)) < 0.01 * np.linalg.norm(riccati())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_penalty_takes_the_high_frequencies_and_no_reward(tmp_path, seed):
+    # The recipe's runs. A penalty that did nothing would leave the plain network's power above 10 Hz.
+    found = {}
+    for job in (replace(job, seed=seed) for job in action_jacobian.plan("smoke")):
+        assert main(job.command(tmp_path)[1:]) == 0
+        found[job.method], _ = action_jacobian.judge(api.load(folder(job, tmp_path)).agent.policy)
+    smooth, plain = found["linear, penalty"], found["plain"]
+    assert min(smooth["reward"], plain["reward"]) >= 0.99
+    assert plain[action_jacobian.POWER] >= 5.0 * smooth[action_jacobian.POWER]
+    assert plain["changes of control"] >= 1.4 * smooth["changes of control"]

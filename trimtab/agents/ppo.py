@@ -34,11 +34,11 @@ from trimtab.batches import Rollout
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_counts
 from trimtab.nets.masks import allowed, feature_size
 from trimtab.nets.recurrent import Remembering
-from trimtab.nets.running import Normaliser, RunningStd
+from trimtab.nets.running import Normaliser, RunningStd, scaled_rewards
 from trimtab.ops import descend, gae
 from trimtab.policies.actor import Actor, Mode, Sample, normalised
 from trimtab.policies.heads import AbstractHead, FamilyChoice, choose_head
-from trimtab.policies.linear import STATE, LinearPolicyNet, columns
+from trimtab.policies.linear import LinearPolicyNet, state_columns, tied_columns
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,15 @@ class PPO(AbstractAgent):
         if config.network == "linear":
             net = Remembering(None, LinearPolicyNet.create(spec, config.hidden, k_actor, rank=config.rank))
         else:
-            net = Remembering.create(size, config.hidden, head.size, k_actor, out_scale=0.01, **shape)
-        parts = isinstance(spec.obs, dict) and STATE in spec.obs
-        actor = Actor(net, head, columns(spec, STATE) if parts else (0, size))
+            scale = 1.0 if config.distribution == "mixture" else 0.01  # the parts of a mixture must begin apart
+            net = Remembering.create(size, config.hidden, head.size, k_actor, out_scale=scale, **shape)
+        actor = Actor(net, head, state_columns(spec.obs))
         critic = Remembering.create(size, config.hidden, 1, k_critic, **shape)
         nets: Any = (actor, critic)
         return cls(
             actor=actor,
             critic=critic,
-            inputs=Normaliser.create(size) if config.normalise_obs else None,
+            inputs=Normaliser.create(size, tied_columns(spec.obs)) if config.normalise_obs else None,
             rewards=RunningStd.create(1) if config.normalise_reward else None,
             opt=_optimiser(config, jnp.float32(0.0)).init(nets),
             step=jnp.int32(0),
@@ -177,7 +177,7 @@ class PPO(AbstractAgent):
 
     def update(self, batch: Rollout, key: PRNGKeyArray) -> tuple["PPO", Metrics]:
         config, steps = self.config, batch.reward.size
-        rewards, reward, scale = self._scaled(batch)
+        rewards, reward, scale = scaled_rewards(self.rewards, batch.reward, batch.discounted)
         rows, explained = self._rows(batch, reward)
         left = 1.0 - self.step * steps / config.anneal_steps if config.anneal_steps else 1.0
         tx = _optimiser(config, jnp.float32(config.learning_rate) * jnp.maximum(jnp.float32(left), 0.0))
@@ -216,14 +216,6 @@ class PPO(AbstractAgent):
         means = {name: jnp.nanmean(value) for name, value in metrics.items()}
         return new, means | {"explained_variance": explained, "reward_scale": scale, "skipped": skipped}
 
-    def _scaled(self, batch: Rollout) -> tuple[RunningStd | None, Float[Array, "t n"], Float[Array, ""]]:
-        """What was seen of returns, the rewards to learn from, and what they were divided by."""
-        if self.rewards is None:
-            return None, batch.reward, jnp.ones(())
-        seen = self.rewards.seen(batch.discounted.reshape(-1, 1))
-        scale = jnp.sqrt(seen.squares[0] + 1e-8)
-        return seen, jnp.clip(batch.reward / scale, -10.0, 10.0), scale
-
     def _rows(self, batch: Rollout, reward: Float[Array, "t n"]) -> tuple[Rows, Float[Array, ""]]:  # (11)
         """The rollout with its advantages, and how much of the returns' variance the critic explains."""
         config, (actor_memory, critic_memory) = self.config, batch.memory
@@ -248,23 +240,27 @@ class PPO(AbstractAgent):
 
     def _loss(self, nets: tuple[Actor, Remembering], rows: Rows, key: PRNGKeyArray):  # (9)
         config = self.config
-        actor_loss, m_pi = self._actor_loss(nets[0], rows)
+        actor_loss, m_pi = self._actor_loss(nets[0], rows, key)
         critic_loss = self._critic_loss(nets[1], rows)
         loss = actor_loss + config.vf_coef * critic_loss - config.ent_coef * m_pi["entropy"]
         if config.jacobian_weight:
-            x, exact = rows.x.reshape(-1, rows.x.shape[-1]), config.jacobian_estimator == "exact"
-            jacobian = nets[0].squared_jacobian(x, None if exact else key).mean() / nets[0].head.size
-            loss, m_pi = loss + config.jacobian_weight * jacobian, m_pi | {"jacobian": jacobian}
+            loss = loss + config.jacobian_weight * m_pi["jacobian"]
         return loss, m_pi | {"actor_loss": actor_loss, "critic_loss": critic_loss}
 
-    def _actor_loss(self, actor: Actor, rows: Rows):  # (7)
-        found = actor.unroll(rows.x, rows.mask, rows.actor_memory, rows.last)
+    def _actor_loss(self, actor: Actor, rows: Rows, key: PRNGKeyArray):  # (7)
+        config, given, more = self.config, (rows.x, rows.mask, rows.actor_memory, rows.last), {}
+        if config.jacobian_weight:
+            random = key if config.jacobian_estimator == "hutchinson" else None
+            found, squares = actor.unroll_with_jacobian(*given, random)
+            more = {"jacobian": squares.mean() / actor.head.size}
+        else:
+            found = actor.unroll(*given)
         log_ratio = found.log_prob(rows.action) - rows.log_prob
-        ratio, eps, advantage = jnp.exp(log_ratio), self.config.clip_range, rows.advantage
-        if self.config.normalise_advantage and advantage.size > 1:
+        ratio, eps, advantage = jnp.exp(log_ratio), config.clip_range, rows.advantage
+        if config.normalise_advantage and advantage.size > 1:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clipped = jnp.clip(ratio, 1.0 - eps, 1.0 + eps)
-        return -jnp.minimum(ratio * advantage, clipped * advantage).mean(), {
+        return -jnp.minimum(ratio * advantage, clipped * advantage).mean(), more | {
             "approx_kl": (ratio - 1.0 - log_ratio).mean(),
             "clip_fraction": (jnp.abs(ratio - 1.0) > eps).mean(dtype=jnp.float32),
             "entropy": found.entropy().mean(),

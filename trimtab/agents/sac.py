@@ -29,6 +29,7 @@ from trimtab.nets.critic import Critic
 from trimtab.nets.mlp import concat
 from trimtab.ops import copy, descend, polyak, squared_jacobian, squared_jacobian_estimate, td_target
 from trimtab.policies.gaussian import Mean, TanhGaussian
+from trimtab.policies.linear import state_columns
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Config:
     critic_members: int = 2
     """number of Q functions; the least one is used."""
     jacobian_weight: float = 0.0
-    """weight in (7) of the squared Jacobian of the mean action by the observation, divided by the number of actions."""
+    """weight in (7) of the squared Jacobian of the mean action by the observation (of a dict by its part `state`, if it
+    has one), divided by the number of actions."""
     jacobian_estimator: str = "exact"
     """"exact", or "hutchinson" from one random direction a state."""
     critic_norm: str | None = None
@@ -145,12 +147,12 @@ class SAC(AbstractAgent):
         loss = (jnp.exp(self.log_alpha) * log_prob - critic(batch.obs, action).min(0)).mean()
         metrics = {"entropy": -log_prob.mean()}
         if self.config.jacobian_weight:
-            x, size = concat(batch.obs), action.shape[-1]
+            x, size, state = concat(batch.obs), action.shape[-1], state_columns(batch.obs)
             mean = lambda row: jnp.tanh(actor.net(row)[:size])
             if self.config.jacobian_estimator == "exact":
-                squares = squared_jacobian(mean, x, 0, x.shape[-1])
+                squares = squared_jacobian(mean, x, *state)
             else:
-                squares = squared_jacobian_estimate(mean, x, 0, x.shape[-1], jr.fold_in(key, 1))
+                squares = squared_jacobian_estimate(mean, x, *state, jr.fold_in(key, 1))
             jacobian = squares.mean() / size
             loss, metrics = loss + self.config.jacobian_weight * jacobian, metrics | {"jacobian": jacobian}
         return loss, metrics

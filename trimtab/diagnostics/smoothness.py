@@ -2,15 +2,19 @@
 
 import numpy as np
 
+from trimtab.core import UsageError
+
 
 def high_frequency_ratio(signal: np.ndarray, dt: float, cut: float = 10.0) -> float:
     """Percent of the power of `signal` (t, d) above `cut` hertz, summed over its dimensions; mean removed, Hann window.
 
-    `dt` must be below 1 / (2 cut), or there is nothing above.
+    0 of what does not move. Raises `UsageError` unless `dt` is below 1 / (2 cut): else there is nothing above.
     """
+    if dt * 2.0 * cut >= 1.0:
+        raise UsageError(f"power above {cut:g} Hz needs more than {2.0 * cut:g} samples a second, not {1.0 / dt:g}")
     centred = signal - signal.mean(0)
     power = np.square(np.abs(np.fft.rfft(centred * np.hanning(len(signal))[:, None], axis=0))).sum(1)
-    return float(100.0 * power[np.fft.rfftfreq(len(signal), dt) > cut].sum() / power.sum())
+    return float(100.0 * power[np.fft.rfftfreq(len(signal), dt) > cut].sum() / max(power.sum(), 1e-300))
 
 
 def action_smoothness(action: np.ndarray) -> float:

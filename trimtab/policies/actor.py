@@ -37,14 +37,25 @@ class Actor(eqx.Module):
         """The distributions for sequences: see `Remembering.unroll`."""
         return self.head(self.net.unroll(x, memory, last), mask)
 
-    def squared_jacobian(self, x: Float[Array, "b i"], key: PRNGKeyArray | None) -> Float[Array, " b"]:
-        """|d mean / d state|^2 of each row: exact, or estimated where there is a key. Of a linear policy it is |K|^2,
-        for nothing."""
+    def unroll_with_jacobian(
+        self,
+        x: Float[Array, "b l i"],
+        mask: Bool[Array, "b l a"] | None,
+        memory: Any,
+        last: Bool[Array, "b l"],
+        key: PRNGKeyArray | None,
+    ) -> tuple[AbstractDistribution, Float[Array, " n"]]:
+        """`unroll`, and |d mean / d state|^2 of all inputs: exact, or estimated where there is a key. A linear policy
+        puts it out beside its mean."""
         if isinstance(self.net.head, LinearPolicyNet):
-            return self.net.head.squared_gains(x)
+            mean, squares = self.net.head.with_squared_gains(x)
+            return self.head(mean, mask), squares.reshape(-1)
+        rows = x.reshape(-1, x.shape[-1])
         if key is None:
-            return squared_jacobian(self.net.head, x, *self.state)
-        return squared_jacobian_estimate(self.net.head, x, *self.state, key)
+            squares = squared_jacobian(self.net.head, rows, *self.state)
+        else:
+            squares = squared_jacobian_estimate(self.net.head, rows, *self.state, key)
+        return self.unroll(x, mask, memory, last), squares
 
 
 class Mode(AbstractActor):

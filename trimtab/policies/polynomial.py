@@ -26,6 +26,9 @@ from trimtab.policies.distributions import AbstractDistribution
 LARGEST_GRID = 2_000_000
 """Points of a grid; more are refused."""
 
+PLACES = 16
+"""Places in a cell among which a draw is chosen by their density."""
+
 EDGE = 1e-4
 """Actions are moved inside the box by this much before their density is asked for, whoever asks."""
 
@@ -182,14 +185,18 @@ class Polynomial(AbstractDistribution):
         return jnp.exp(self.log_mass) @ jnp.asarray(outer, self.natural.dtype)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*b d"]:
-        """A cell by its probability, and with `jitter` any place in it alike."""
-        k_cell, k_place = jr.split(key)
+        """A cell by its probability, and with `jitter` a place in it by the density there: one of `PLACES` places that
+        are drawn evenly. A density may be narrower than a cell."""
+        k_cell, k_places, k_which = jr.split(key, 3)
         cell = jr.categorical(k_cell, self.log_mass)
         if not self.jitter:
             return jnp.asarray(self.family.grid()[0], jnp.float32)[cell]
-        low, high = (jnp.asarray(corner, jnp.float32)[cell] for corner in self.family.cells())
-        place = low + (high - low) * jr.uniform(k_place, low.shape)
-        return jnp.clip(place, -1.0 + EDGE, 1.0 - EDGE)
+        low, high = (jnp.asarray(corner, jnp.float32)[cell][..., None, :] for corner in self.family.cells())
+        share = jr.uniform(k_places, (*cell.shape, PLACES, self.family.dims))
+        places = jnp.clip(low + (high - low) * share, -1.0 + EDGE, 1.0 - EDGE)
+        log_density = (self.family.statistics(places) * self.natural[..., None, :]).sum(-1)
+        which = jr.categorical(k_which, log_density)[..., None, None]
+        return jnp.take_along_axis(places, which, axis=-2)[..., 0, :]
 
     def mode(self) -> Float[Array, "*b d"]:
         """The densest point of the grid, or the mean."""
@@ -226,6 +233,33 @@ class Blocks(AbstractDistribution):
 def _along(x: np.ndarray, like: Array) -> Array:
     """A vector of constants along the last axis of `like`."""
     return jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape)
+
+
+def most_likely(
+    family: Family, actions: Float[Array, "n d"], *, ridge: float = 1e-5, steps: int = 40
+) -> Float[Array, " k"]:
+    """The lambda that makes `actions` most likely: the least of log Z - lambda mean T(a) + ridge |lambda|^2 / 2.
+
+    The problem is convex. Newton's steps, whose Hessian is the covariance of T; of the step, its half, its quarter and
+    so on the best is taken. At the minimum E[T] is the mean of T(a), but for ridge lambda.
+    """
+    points, log_weights = family.grid()
+    at_points, wanted = family.statistics(jnp.asarray(points, actions.dtype)), family.statistics(actions).mean(0)
+    log_weights = jnp.asarray(log_weights, actions.dtype)
+    sizes = 0.5 ** jnp.arange(10, dtype=actions.dtype)
+
+    def step(natural: Array, _: None) -> tuple[Array, None]:
+        mass = jax.nn.softmax(at_points @ natural + log_weights)
+        mean = mass @ at_points
+        covariance = (at_points * mass[:, None]).T @ at_points - jnp.outer(mean, mean)
+        slope = mean - wanted + ridge * natural
+        way = jnp.linalg.solve(covariance + ridge * jnp.eye(family.size, dtype=actions.dtype), slope)
+        found = natural[None] - sizes[:, None] * way[None]
+        log_z = jax.nn.logsumexp(found @ at_points.T + log_weights[None], axis=-1)
+        loss = log_z - found @ wanted + 0.5 * ridge * jnp.square(found).sum(-1)
+        return found[jnp.argmin(loss)], None
+
+    return jax.lax.scan(step, jnp.zeros(family.size, actions.dtype), length=steps)[0]
 
 
 class PolynomialPolicy(AbstractPolicy):

@@ -171,7 +171,7 @@ def test_no_gradient_beyond_the_clip(spec, advantage, ratio, moves):
     batch = rollout(spec, jr.key(1), t=1, n=1)
     rows, _ = agent._rows(batch, batch.reward)
     rows = replace(rows, advantage=jnp.full((1, 1), advantage), log_prob=rows.log_prob - jnp.log(jnp.float32(ratio)))
-    grads = jax.grad(lambda actor: agent._actor_loss(actor, rows)[0])(agent.actor)
+    grads = jax.grad(lambda actor: agent._actor_loss(actor, rows, jr.key(0))[0])(agent.actor)
     assert any(np.any(g != 0) for g in jax.tree.leaves(grads)) == moves
 
 
@@ -194,3 +194,12 @@ def test_sizes_that_do_not_fit(spec):
         PPO.create(jr.key(0), spec, Config(memory=8, n_steps=24))
     with pytest.raises(UsageError, match="n_epochs must be at least 1"):
         PPO.create(jr.key(0), spec, Config(n_epochs=0))
+
+
+def test_the_parts_of_a_mixture_begin_apart(spec):
+    agent = PPO.create(jr.key(0), spec, Config(distribution="mixture", hidden=(8,)))
+    found, _ = agent.actor.step(jnp.ones((1, 3)), None, ())
+    apart = np.linalg.norm(found.mean[0, :, None] - found.mean[0, None], axis=-1)
+    assert apart[np.triu_indices(4, 1)].min() > 0.1
+    normal = PPO.create(jr.key(0), spec, Config(hidden=(8,)))
+    assert np.abs(normal.actor.step(jnp.ones((1, 3)), None, ())[0].mean).max() < 0.05

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from trimtab.core import UsageError
 from trimtab.diagnostics.smoothness import action_smoothness, high_frequency_ratio, jerk, smoothness_report
 
 DT = 1 / 60
@@ -16,6 +17,9 @@ def test_power_above_ten_hertz():
     assert high_frequency_ratio(wave(20), DT) > 99.5
     assert high_frequency_ratio(wave(5, 20), DT) == pytest.approx(50, abs=1)
     assert high_frequency_ratio(wave(5) + 7.0, DT) < 0.5  # the mean is no frequency
+    assert high_frequency_ratio(np.full((60, 2), 3.0), DT) == 0.0
+    with pytest.raises(UsageError, match="power above 10 Hz needs more than 20 samples a second, not 20"):
+        high_frequency_ratio(wave(5), 1 / 20)
 
 
 def test_changes_and_jerk_by_hand():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from trimtab.nets.running import RunningStd
+from trimtab.nets.running import RunningStd, scaled_rewards
 
 
 def test_rows_in_pieces_are_as_good_as_all_at_once():
@@ -16,3 +16,12 @@ def test_rows_in_pieces_are_as_good_as_all_at_once():
     np.testing.assert_allclose(running.mean, rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(running.std, rows.std(0), rtol=1e-5)
     assert float(running.count) == 60.0
+
+
+def test_rewards_are_divided_by_the_spread_of_returns():
+    reward, sums = jnp.array([[1.0, -3.0], [500.0, 0.5]]), jnp.array([[1.0, 5.0], [3.0, 7.0]])
+    stats, found, scale = scaled_rewards(RunningStd.create(1), reward, sums)
+    np.testing.assert_allclose(scale, np.sqrt(5.0), rtol=1e-5)
+    np.testing.assert_allclose(found, np.array([[1.0, -3.0], [10.0 * np.sqrt(5.0), 0.5]]) / np.sqrt(5.0), rtol=1e-5)
+    assert stats is not None and float(stats.count) == 4.0
+    assert scaled_rewards(None, reward, sums)[1] is reward

@@ -1,7 +1,9 @@
 """Polynomial densities against closed forms, derivatives and counts (in float64 where digits are compared)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -10,9 +12,12 @@ import pytest
 from scipy import stats
 from scipy.special import erf
 
+from tests.unit.agents.test_ppo import rollout
+from trimtab.agents.ppo import PPO, Config
 from trimtab.core import Spec, UsageError
+from trimtab.envs.bandits import CurveBandit
 from trimtab.policies.heads import FamilyChoice, PolynomialHead
-from trimtab.policies.polynomial import Blocks, Family, Polynomial, exponents
+from trimtab.policies.polynomial import Blocks, Family, Polynomial, exponents, most_likely
 
 
 @pytest.fixture
@@ -100,6 +105,48 @@ def test_samples_have_the_moments(jitter):
     error = statistics.std(0) / np.sqrt(len(samples))
     assert (np.abs(statistics.mean(0) - found.moments()) <= 4 * error + 1e-6 + 2e-3 * jitter).all()
     assert len(np.unique(np.asarray(samples), axis=0)) > (39_000 if jitter else 0)
+
+
+def test_draws_follow_the_density_within_a_cell():
+    # Two cells, each half of the box: drawn evenly over a cell, places would have the mean 0.47 instead of 0.67.
+    found = Polynomial.create(Family.create(1, 1, 2), jnp.array([0.0, 3.0]))
+    draws = np.asarray(jax.vmap(found.sample)(jr.split(jr.key(0), 8000)))
+    assert draws.mean() == pytest.approx(1 / np.tanh(3) - 1 / 3, abs=0.03)
+
+
+def test_the_ratio_of_ppo_begins_at_one_on_the_edge_too():
+    spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, False, (-1.0,) * 2, (1.0,) * 2)
+    config = Config(distribution="polynomial", order=3, hidden=(8,), n_steps=4, batch_size=8, n_epochs=1)
+    agent = PPO.create(jr.key(0), spec, config)
+    steep = jax.tree.map(lambda p: 30.0 * p, agent.actor.net.head)
+    agent = eqx.tree_at(lambda a: a.actor.net.head, agent, steep)
+    edges = jnp.array([[[1.0, -1.0], [-1.0, 1.0]], [[1.0, 0.3], [1.0, 1.0]]])
+    batch = rollout(spec, jr.key(1), t=4)
+    batch = replace(batch, action=jnp.concatenate([edges, edges]))
+    _, metrics = agent.update(batch, jr.key(2))
+    assert abs(float(metrics["approx_kl"])) < 1e-6 and metrics["clip_fraction"] == 0.0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("curve", "least"), [("lemniscate", -0.45), ("two_moons", -0.75)])
+def test_what_is_most_likely_has_the_moments_of_the_data(curve, least):
+    cloud, split = CurveBandit.create(curve).cloud, np.random.default_rng(0).permutation(4096)
+    train, test = cloud[split[:2048]], cloud[split[2048:]]
+    nll, fit = {}, jax.jit(most_likely, static_argnums=0)
+    for order in (2, 6, 10, 14):
+        family = Family.create(order, 2, 64)
+        natural = fit(family, train)
+        found = Polynomial.create(family, natural)
+        wanted = np.asarray(family.statistics(train)).mean(0)
+        assert np.abs(np.asarray(found.moments()) - wanted - 1e-5 * -np.asarray(natural)).max() < 1e-3
+        nll[order] = -float(jax.vmap(found.log_prob)(test).mean())
+    assert nll[2] > nll[6] > nll[10] > nll[14] and nll[14] < least
+    at = lambda extra: Polynomial.create(family, natural + extra)
+    loss = lambda extra: (
+        float(-jax.vmap(at(extra).log_prob)(train).mean()) + 0.5e-5 * float(jnp.square(natural + extra).sum())
+    )
+    for seed in range(5):
+        assert loss(0.3 * jr.normal(jr.key(seed), natural.shape)) > loss(jnp.zeros_like(natural))
 
 
 def test_statistics_of_one_dimension_each_make_independent_dimensions():
