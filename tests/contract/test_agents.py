@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "diffusion-ql": {"diffusion_steps": 21, "candidates": 3, "ema_start": 1, "ema_every": 2},
     # Steps large enough to change the best of a few actions in six updates.
     "dqn": {"learning_rate": 0.03, "exploration_updates": 1, "target_every": 2},
+    "fpo": {"batch_size": 8, "n_epochs": 2, "pairs": 4, "flow_steps": 3},
     "ifql": {"candidates": 3},
     # Draws and modes are nodes or cells of a grid: what is learnt must reach the next one.
     "mepoly": {"order": 2, "points": 16, "learning_rate": 0.05},

@@ -108,7 +108,7 @@ def losses(name: str) -> dict[str, list[float | None]]:
         spec = Spec(spec.obs, 4, True)
     reads = batch_class(AGENTS[name])
     if reads is Rollout:
-        config = replace(config, batch_size=8, n_epochs=2)
+        config = replace(config, batch_size=8, n_epochs=2, **({"pairs": 4} if name == "fpo" else {}))
     agent = AGENTS[name].create(jr.key(0), spec, config)
     update = jax.jit(lambda agent, batch, key: agent.update(batch, key))
     history: dict[str, list[float | None]] = {}

@@ -1,5 +1,6 @@
 """Does PPO learn? Ends of episodes, masks and memory in tiny worlds, then CartPole and Pendulum."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,8 +14,11 @@ from jaxtyping import Array, PRNGKeyArray
 import trimtab
 from trimtab import api
 from trimtab.agents.ppo import Config
+from trimtab.cli.main import main
 from trimtab.core import AbstractEnv, Spec, Step
 from trimtab.envs.register import register
+from trimtab.papers import mepoly
+from trimtab.papers.recipe import folder
 
 pytestmark = pytest.mark.slow
 
@@ -141,3 +145,14 @@ def test_dqn_learns_cartpole(tmp_path):
     runs = api.train("dqn", env="trimtab/CartPole-v1", steps=50_000, **options)
     returns = sorted(trimtab.evaluate(trimtab.load(run.path), "trimtab/CartPole-v1", episodes=50)[0] for run in runs)
     assert returns[0] >= 200.0 and returns[1] >= 475.0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_polynomials_cover_a_curve_that_a_normal_cannot(tmp_path, seed):
+    # The recipe's runs. Without the entropy's gradient, or with a wrong density, little of the curve is covered.
+    found = {}
+    for job in (replace(job, seed=seed) for job in mepoly.plan("smoke")):
+        assert main(job.command(tmp_path)[1:]) == 0
+        found[job.method] = mepoly.judge(folder(job, tmp_path), "lemniscate")
+    assert found["degree 14"]["reward"] >= 0.97 and found["degree 14"]["coverage"] >= 0.85
+    assert found["normal"]["reward"] <= 0.6

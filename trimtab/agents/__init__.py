@@ -10,6 +10,7 @@ from trimtab.agents.diffusion_ql import DiffusionQL as DiffusionQL
 from trimtab.agents.dqn import DQN as DQN
 from trimtab.agents.fino import FINO as FINO
 from trimtab.agents.flow_ac import FlowAC as FlowAC
+from trimtab.agents.fpo import FPO as FPO
 from trimtab.agents.fql import FQL as FQL
 from trimtab.agents.ifql import IFQL as IFQL
 from trimtab.agents.iql import IQL as IQL
@@ -38,6 +39,7 @@ AGENTS: dict[str, type[AbstractAgent]] = {
     "dqn": DQN,
     "fac": FlowAC,
     "fino": FINO,
+    "fpo": FPO,
     "fql": FQL,
     "ifql": IFQL,
     "iql": IQL,

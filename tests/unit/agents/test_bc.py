@@ -68,6 +68,34 @@ def test_flow_matches_the_velocity(spec, batch, getkey):
         expect(new, metrics, value, value, norm, actor)
 
 
+def test_polynomial_maximises_the_likelihood(spec, batch, getkey):
+    agent = BC.create(getkey(), spec, replace(CONFIG, policy="polynomial", order=2, points=8))
+    new, metrics = ref.update(agent, batch, getkey())
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    with jax.enable_x64(True):
+        old, rows = ref.double(agent.actor), ref.double(batch)
+        p = lambda x: (jnp.ones_like(x), x, (3 * x**2 - 1) / 2)  # Legendre's
+
+        def statistics(a):  # by the sum of the degrees, then the first one's
+            (p0, p1, p2), (q0, q1, q2) = p(a[..., 0]), p(a[..., 1])
+            return jnp.stack([p0 * q0, p0 * q1, p1 * q0, p0 * q2, p1 * q1, p2 * q0], axis=-1)
+
+        grid = jnp.stack(jnp.meshgrid(jnp.asarray(nodes), jnp.asarray(nodes), indexing="ij"), axis=-1).reshape(64, 2)
+        weight = jnp.outer(jnp.asarray(weights), jnp.asarray(weights)).reshape(64)
+        natural = lambda pi: jnp.concatenate([jnp.zeros((16, 1)), 100.0 * jnp.tanh(pi.net(rows.obs) / 100.0)], axis=1)
+        inside = jnp.clip(rows.action, -1 + 1e-4, 1 - 1e-4)
+
+        def loss(pi):  # (4)
+            log_z = jnp.log((jnp.exp(natural(pi) @ statistics(grid).T) * weight[None]).sum(1))
+            return (log_z - (natural(pi) * statistics(inside)).sum(1)).mean()
+
+        best = np.asarray(grid)[np.asarray(natural(old) @ statistics(grid).T).argmax(1)]
+        error = np.mean((best - np.asarray(rows.action)) ** 2)
+        value, norm, actor = ref.first_step(loss, old)
+        expect(new, metrics, value, error, norm, actor)
+    np.testing.assert_allclose(agent.policy(batch.obs, getkey()), best, atol=1e-6)
+
+
 def test_moments_of_the_data_set_are_in_the_policy(spec, batch, getkey):
     known = replace(spec, obs_mean=np.full(3, 5.0, np.float32), obs_std=np.full(3, 2.0, np.float32))
     key = getkey()
@@ -79,5 +107,5 @@ def test_moments_of_the_data_set_are_in_the_policy(spec, batch, getkey):
 
 
 def test_an_unknown_policy_is_named(spec, getkey):
-    with pytest.raises(UsageError, match="'gausian': choose gaussian, deterministic or flow"):
+    with pytest.raises(UsageError, match="'gausian': choose gaussian, deterministic, flow or polynomial"):
         BC.create(getkey(), spec, replace(CONFIG, policy="gausian"))
