@@ -156,3 +156,24 @@ def test_dqn_in_an_own_world_prolonged_is_the_whole_run(cli, tmp_path):
     part, whole = (tmp_path / out / "trimtab/CartPole-v1/dqn/run_s1" for out in ("parts", "whole"))
     assert cli("resume", part, "--steps", 200).status == 0
     assert_same_run(part, whole)
+
+
+@pytest.mark.thorough
+def test_a_motion_is_followed_filmed_and_reported(cli, tmp_path):
+    args = f"train ppo --env trimtab/QuadrupedTrot-v0 {SMALL} --num-envs 2 --steps 64 --log-freq 32 --eval-freq 0"
+    args += " --agent.network linear --agent.rank 2 --agent.jacobian-weight 0.1 --agent.log-std-init -2"
+    args += " --checkpoint-freq 32 --name run --video 1"
+    found = cli(*args.split(), "--out", tmp_path)
+    assert found.status == 0, found.err
+    run = tmp_path / "trimtab/QuadrupedTrot-v0/ppo/run"
+    (video,) = (run / "videos").glob("*.mp4")
+    assert video.stat().st_size > 1000
+    assert cli("report", run, "--out", tmp_path / "page").status == 0
+    assert "<video" in (tmp_path / "page/report.html").read_text()
+
+
+def test_a_motion_of_pybullets_without_pybullet(cli, tmp_path):
+    found = cli("train", "ppo", "--env", "trimtab/HumanoidMimicRun-v0", "--out", tmp_path)
+    assert found.status == 2 and "pip install pybullet" in found.err and len(found.errors) == 1
+    listed = cli("list", "envs").out
+    assert "trimtab/HumanoidMimicRun-v0" in listed and "trimtab/QuadrupedTrot-v0" in listed

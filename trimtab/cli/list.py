@@ -29,6 +29,7 @@ def run(args: list[str]) -> None:
     elif flags.what == "envs":
         import gymnasium
 
+        import trimtab.envs.motion  # noqa: F401 (registers its environments)
         from trimtab.envs.register import worlds
 
         for name in worlds():

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 
 from trimtab.core import AbstractEnv, Spec, UsageError
+from trimtab.envs import motion as motion  # registers its environments with Gymnasium
 from trimtab.envs import ogbench
 from trimtab.envs.gym import spec_of
 from trimtab.envs.register import worlds
