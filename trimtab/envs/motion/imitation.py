@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import mujoco
+import mujoco as library
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.mujoco import MujocoEnv
@@ -27,6 +27,8 @@ from trimtab.envs.motion import builders
 from trimtab.envs.motion.clip import MotionClip, Pose, Rate
 from trimtab.envs.motion.readers import pybullet_motion, read_deepmimic
 from trimtab.envs.motion.rotations import between, heading, inverse, logarithm, multiply, rotate
+
+mujoco: Any = library  # its type stubs lack most of it
 
 BUILT = {"trot": builders.trot, "hop": builders.hop, "flip": builders.flip, "walk": builders.walk}
 """Motions that are made."""
@@ -178,7 +180,7 @@ class Imitation(MujocoEnv):
 
     # What Gymnasium asks for
 
-    def reset_model(self) -> dict[str, np.ndarray]:
+    def reset_model(self) -> dict[str, np.ndarray]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Somewhere in the clip, nearly as it is there."""
         self._time = float(self.np_random.uniform(0.0, self.clip.duration)) if self.anywhere else 0.0
         qpos, qvel = self._numbers(*self._reference(self._time))
@@ -188,7 +190,9 @@ class Imitation(MujocoEnv):
         self.set_state(qpos, qvel)
         return self._observe(*self._own(), *self._reference(self._time))
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, action: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """A sixtieth of a second. `info` has the targets of the control and the joint positions."""
         self._time += self.dt
         wanted, wanted_rate = self._reference(self._time)
