@@ -68,6 +68,7 @@ def test_flow_matches_the_velocity(spec, batch, getkey):
         expect(new, metrics, value, value, norm, actor)
 
 
+@pytest.mark.thorough
 def test_polynomial_maximises_the_likelihood(spec, batch, getkey):
     agent = BC.create(getkey(), spec, replace(CONFIG, policy="polynomial", order=2, points=8))
     new, metrics = ref.update(agent, batch, getkey())
