@@ -122,7 +122,7 @@ class Imitation(MujocoEnv):
             {"phase": box(2 * HARMONICS), "reference": box(size), "state": box(size)},
         )
 
-    def _set_action_space(self) -> spaces.Box:
+    def _set_action_space(self) -> Any:
         self.action_space = spaces.Box(-1.0, 1.0, (self.model.nu,), np.float32)
         return self.action_space
 
