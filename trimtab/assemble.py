@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -191,13 +192,16 @@ def check_fit(spec: Spec, world: World) -> None:
             raise UsageError(f"{world.label} has {part} {theirs[part]}, but the agent or data set has {ours[part]}")
 
 
-def make_evaluator(world: World, seed: int, gamma: float = 1.0) -> GymEvaluator | WorldEvaluator:
-    """Episodes of `world`, on copies and a random stream of their own; `gamma` is for their discounted return."""
+def make_evaluator(
+    world: World, seed: int, gamma: float = 1.0, envs: list[gymnasium.Env] | None = None
+) -> GymEvaluator | WorldEvaluator:
+    """Episodes of `world`, on copies and a random stream of their own; `gamma` is for their discounted return. `envs`
+    holds the copies, for evaluators that share them."""
     if world.own is not None:
         return WorldEvaluator(world.own, EVALUATION_SEED + seed, gamma)
     assert world.make is not None
     make = world.make
-    return GymEvaluator(lambda: make(None), world.spec, EVALUATION_SEED + seed, gamma)
+    return GymEvaluator(lambda: make(None), world.spec, EVALUATION_SEED + seed, gamma, envs)
 
 
 @dataclass(frozen=True)
@@ -453,7 +457,8 @@ def _on_disk(record: dict[str, Any], reading: Reading) -> stream.Stream:
 
 @contextmanager
 def _evaluators(setup: Setup, seeds: list[int]) -> Iterator[list[Any]]:
-    made = [make_evaluator(setup.world, s) for s in seeds] if setup.world is not None else []
+    envs: list[gymnasium.Env] = []
+    made = [make_evaluator(setup.world, s, envs=envs) for s in seeds] if setup.world is not None else []
     try:
         yield made
     finally:

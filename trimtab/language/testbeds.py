@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
 from trimtab.language.coupling import CouplingProbe
 from trimtab.language.envs import door_world as doors
@@ -52,6 +53,12 @@ FIXED: dict[str, Any] = dict(
     logging_steps=1.0,
     lr_scheduler_type="constant",
 )
+
+
+def train(trainer: Any) -> None:
+    """Trains without transformers' line of figures a step."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
 
 
 class Watch(TrainerCallback):
@@ -181,7 +188,7 @@ def train_on(
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
-        trainer.train()
+        train(trainer)
     logs = [row for row in trainer.state.log_history if "reward" in row]
     width = setting.every
     windows = [logs[0:1], *(logs[max(0, end - width) : end] for end in range(width, len(logs) + 1, width))]
@@ -295,7 +302,7 @@ def door_world(setting: Doors) -> Curves:
         )
         labeler = CriticLabeler(lots if setting.shuffled else doors.right_action)
         trainer.gcd = GCD(labeler, setting.coef, "{state} judge {action}", ("bad", "good"))
-        trainer.train()
+        train(trainer)
     return watch.curves
 
 
@@ -386,5 +393,5 @@ def corridor(setting: Corridor) -> Curves:
         )
         trainer.gcd = GCD(OracleLabeler(), setting.coef, "{state} judge {action}", ("bad", "good"), max_pairs=64)
         trainers.append(trainer)
-        trainer.train()
+        train(trainer)
     return watch.curves

@@ -1,7 +1,7 @@
 """Gradient coupling and its cure by classification (arXiv:2509.23870).
 
-1. DoorWorld-1 (all scales): GRPO learns what is right at open doors and does it at locked ones too; with the
-   classification loss it does not, and with labels by lot it does. `trimtab/language/testbeds.py`.
+1. DoorWorld-1 (100 steps of two methods at smoke scale): GRPO learns what is right at open doors and does it at locked
+   ones too; with the classification loss it does not, and with labels by lot it does. `trimtab/language/testbeds.py`.
 2. DoorWorld-N (small and paper): corridors, through the trainer's rollout function.
 3. Paper scale also writes `commands.txt`: settings for a GPU and real models.
 """
@@ -16,12 +16,26 @@ from trimtab.run.folder import replace_text
 DOORS = "DoorWorld-1, unseen rooms and objects"
 CORRIDOR = "DoorWorld-N, six unseen rooms"
 
+FEW: dict[str, dict[str, Any]] = {"GRPO": {}, "GRPO + GCD": dict(coef=0.5)}
 METHODS: dict[str, dict[str, Any]] = {
-    "GRPO": {},
-    "GRPO + GCD": dict(coef=0.5),
+    **FEW,
     "GRPO + GCD, labels by lot": dict(coef=0.5, shuffled=True),
 }
 WEIGHTS: dict[str, dict[str, Any]] = {"GRPO + GCD, lambda 0.1": dict(coef=0.1), "GRPO + GCD, lambda 1": dict(coef=1.0)}
+
+COUPLED = (
+    ("GRPO", "hidden_cosine, step 100", 0.85, True),
+    ("GRPO + GCD", "hidden_cosine, step 100", 0.3, False),
+    ("GRPO", "gradient_cosine, step 100", 0.5, True),
+    ("GRPO + GCD", "gradient_cosine, step 100", 0.1, False),
+)
+LEARNT = (
+    ("GRPO", "go_locked", 0.8, True),
+    ("GRPO", "minority", 0.2, False),
+    ("GRPO + GCD", "minority", 0.9, True),
+    ("GRPO + GCD", "right_open", 0.97, True),
+    ("GRPO + GCD, labels by lot", "minority", 0.3, False),
+)
 
 COMMANDS = """\
 # ALFWorld's games must be fetched; ScienceWorld's simulator comes with its package (pip install scienceworld, Java 17).
@@ -39,9 +53,13 @@ def reproduce(scale: str, out: Path) -> Results:
     require()
     results = Results("gradient-coupling", scale)
     seeds = {"smoke": (0,), "small": (0, 1, 2), "paper": tuple(range(10))}[scale]
-    doors(results, METHODS if scale == "smoke" else METHODS | WEIGHTS, seeds, out / "doors.png")
-    if scale != "smoke":
+    if scale == "smoke":
+        doors(results, FEW, seeds, out / "doors.png", steps=100)
+    else:
+        doors(results, METHODS | WEIGHTS, seeds, out / "doors.png")
+        judge(results, LEARNT)
         corridors(results, seeds, out / "corridors.png")
+    judge(results, COUPLED)
     if scale == "paper":
         replace_text(out / "commands.txt", COMMANDS)
     claim = "classification beside acting lowers coupling; success rises, most out of domain"
@@ -49,14 +67,16 @@ def reproduce(scale: str, out: Path) -> Results:
     return results
 
 
-def doors(results: Results, methods: dict[str, dict[str, Any]], seeds: tuple[int, ...], path: Path) -> None:
+def doors(
+    results: Results, methods: dict[str, dict[str, Any]], seeds: tuple[int, ...], path: Path, steps: int = 300
+) -> None:
     """The last point of each curve, and the cosines at step 100; every seed reported."""
     from trimtab.language.testbeds import Curves, Doors, door_world
 
     found: dict[str, list[Curves]] = {}
     for name, setting in methods.items():
         for seed in seeds:
-            curves = door_world(Doors(seed=seed, **setting))
+            curves = door_world(Doors(seed=seed, steps=steps, **setting))
             found.setdefault(name, []).append(curves)
             for metric in ("right_open", "right_key", "right_nokey", "minority", "go_locked"):
                 results.add(DOORS, name, seed, metric, curves[metric][-1])
@@ -65,17 +85,10 @@ def doors(results: Results, methods: dict[str, dict[str, Any]], seeds: tuple[int
                 results.add(DOORS, name, seed, f"{metric}, step 100", curves[metric][at])
             print(f"{name}, seed {seed}: minority {curves['minority'][-1]:.3f}", flush=True)
     plot_panels(found, ("minority", "go_locked", "hidden_cosine", "gradient_cosine"), path)
-    claims = (
-        ("GRPO", "go_locked", 0.8, True),
-        ("GRPO", "minority", 0.2, False),
-        ("GRPO + GCD", "minority", 0.9, True),
-        ("GRPO + GCD", "right_open", 0.97, True),
-        ("GRPO + GCD, labels by lot", "minority", 0.3, False),
-        ("GRPO", "hidden_cosine, step 100", 0.85, True),
-        ("GRPO + GCD", "hidden_cosine, step 100", 0.3, False),
-        ("GRPO", "gradient_cosine, step 100", 0.5, True),
-        ("GRPO + GCD", "gradient_cosine, step 100", 0.1, False),
-    )
+
+
+def judge(results: Results, claims: tuple[tuple[str, str, float, bool], ...]) -> None:
+    """Holds the means over seeds against `claims`: method, metric, threshold, and whether it must lie above."""
     for method, metric, threshold, above in claims:
         value = mean(results, DOORS, method, metric)
         name = f"{method}: {metric} {'above' if above else 'below'}"
