@@ -2,8 +2,11 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,8 +14,12 @@ import trimtab
 from tests.cli.conftest import ONLINE, TINY, metrics_of
 from tests.cli.test_bad_input import assert_one_line
 from trimtab.agents import sac
+from trimtab.batches import Transition
+from trimtab.cli.diagnose import largest_reward
 from trimtab.cli.flags import parse
 from trimtab.cli.train import flags_for
+from trimtab.data.buffer import Buffer
+from trimtab.data.sources import OfflineSource
 from trimtab.papers.recipe import Job, curve, flags, metrics, run_jobs
 from trimtab.papers.seem import antmaze, control, data_name, subsets
 from trimtab.training import checkpoint
@@ -154,6 +161,16 @@ def test_the_runs_of_the_recipe_are_commands_that_parse(scale, tmp_path):
 
 def _fraction(job: Job) -> float:
     return float(job.flags[job.flags.index("--dataset-fraction") + 1]) if "--dataset-fraction" in job.flags else 1.0
+
+
+def test_the_largest_return_is_of_all_rows():
+    # A reward that no batch is likely to show, in a data set and in a replay buffer.
+    row = (np.zeros((500, 2), np.float32), np.zeros((500, 1), np.float32), np.zeros(500, np.float32))
+    data = jax.tree.map(jnp.asarray, Transition(row[0], row[1], row[2], row[2], row[0]))
+    data = replace(data, reward=data.reward.at[321].set(-7.0))
+    assert largest_reward(OfflineSource(data, 4), ()) == 7.0
+    one = jax.tree.map(lambda x: x[0], data)
+    assert largest_reward(None, Buffer.create(one, 600).extend(data)) == 7.0
 
 
 @pytest.mark.thorough

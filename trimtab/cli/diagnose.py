@@ -10,8 +10,11 @@ import numpy as np
 import tyro
 
 from trimtab import api
+from trimtab.batches import Transition
 from trimtab.cli.flags import parse
 from trimtab.core import UsageError
+from trimtab.data.readers import blocks
+from trimtab.data.stream import StreamSource
 from trimtab.diagnostics import health
 from trimtab.diagnostics.coupling import couple, coupling_verdicts
 from trimtab.diagnostics.rollout_grad import rollout_grad, rollout_verdicts
@@ -56,10 +59,10 @@ def run(args: list[str]) -> None:
         values |= {key: float(value) for key, value in jax.device_get(found).items()}
     if list(flags.probes) == ["rollout-grad"] and not values:
         raise UsageError(f"the probe rollout-grad needs a flow policy, and {read_config(flags.run)['agent']} has none")
-    looks, largest = {}, None
+    looks, before = {}, []
     if not flags.probes or "seem" in flags.probes:
-        looks, largest = _looks(flags, agent, source, state, step)
-    lines = health.verdicts(values | looks, gamma) + rollout_verdicts(values) + seem_verdicts(looks, largest)
+        looks, before = _looks(flags, agent, source, state, step)
+    lines = health.verdicts(values | looks, gamma) + rollout_verdicts(values) + seem_verdicts(looks, before)
     lines += coupling_verdicts(values)
     values |= looks
     for line in lines:
@@ -70,13 +73,13 @@ def run(args: list[str]) -> None:
     print(f"wrote {flags.run / 'diagnose.json'} (agent after {step:,} steps)")
 
 
-def _looks(flags: Flags, agent: Any, source: Any, state: Any, step: int) -> tuple[dict[str, float], float | None]:
-    """seem/NAME of the newest checkpoint against the one before, and the largest normalised value before; empty for an
-    agent that it does not suit, unless it was asked for."""
+def _looks(flags: Flags, agent: Any, source: Any, state: Any, step: int) -> tuple[dict[str, float], list[float]]:
+    """seem/NAME of the newest checkpoint against the one before, and the normalised values of the looks before, oldest
+    first; empty for an agent that it does not suit, unless it was asked for."""
     monitor = SeemMonitor()
     batch = as_batch(source, state, choose_rows(source, state, monitor.rows))
     if not suits(agent, batch) and not flags.probes:
-        return {}, None
+        return {}, []
     measure, memory, before = jax.jit(monitor.measure), {}, []
     look = lambda agent: monitor.judge(agent.config, jax.device_get(measure(agent, batch, jr.key(0))), memory)
     older = api.earlier_agent(flags.run)
@@ -87,8 +90,17 @@ def _looks(flags: Flags, agent: Any, source: Any, state: Any, step: int) -> tupl
     logged = [row for row in rows if row["name"] == "diagnostics/seem_normalised" and int(row["step"]) < step]
     before += [float(row["value"]) for row in logged]
     found = {f"seem/{name}": value for name, value in look(agent).metrics.items() if value == value}
-    found["seem/bound"] = float(np.abs(batch.reward).max()) / (1.0 - agent.config.gamma)
-    return found, max(before) if before else None
+    found["seem/bound"] = largest_reward(source, state) / (1.0 - agent.config.gamma)
+    return found, before
+
+
+def largest_reward(source: Any, state: Any) -> float:
+    """max |r| over all transitions that the source holds, not only those looked at."""
+    is_rows = lambda x: isinstance(x, Transition)
+    held = [x.reward for x in jax.tree.leaves((source, state), is_leaf=is_rows) if is_rows(x)]
+    if isinstance(source, StreamSource):
+        held += blocks(source.stream.rewards)
+    return max(float(np.abs(np.asarray(reward)).max(initial=0.0)) for reward in held)
 
 
 def _arrays(values: dict[str, float]) -> dict[str, list[float]]:

@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not arrays:
         raise UsageError(f"{path} holds no episodes")
     if arrays["actions"].dtype.kind in "biuf":  # else the checks that follow say what is wrong
-        arrays["actions"] = to_unit(arrays["actions"], space)
+        arrays["actions"] = to_unit(path, arrays["actions"], space)
     return arrays
 
 
@@ -100,7 +100,15 @@ def _add(parts: dict[str, list[np.ndarray]], path: Path, episode: Any) -> None:
         rows[name] = array[:-1]
         rows[f"next_{name}"] = array[1:]
     for name, array in rows.items():
-        parts.setdefault(name, []).append(array)
+        first = parts.setdefault(name, [array])[0]
+        if array.shape[1:] != first.shape[1:]:
+            raise UsageError(f"{where}: {name} has rows of shape {array.shape[1:]}, episodes before {first.shape[1:]}")
+        wrong = np.argwhere(~np.isfinite(array)) if array.dtype.kind == "f" else []
+        if len(wrong):
+            index = [int(i) for i in wrong[0]]
+            raise UsageError(f"{where}: {name}{index} is {array[tuple(index)]}: remove or mend that episode")
+        if array is not first:
+            parts[name].append(array)
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
@@ -110,11 +118,14 @@ def _leaves(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
     return [(name, array if array.ndim == 0 or array.dtype.kind not in "biuf" else array.reshape(len(array), -1))]
 
 
-def to_unit(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
-    """Actions in the units of `space` as float32 in [-1, 1]. Raises `UsageError` if `space` has no bounds."""
+def to_unit(path: Path, actions: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """Actions in the units of `space` as float32 in [-1, 1]. Raises `UsageError` naming `path` if `space` has no bounds
+    or is of another width."""
     low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UsageError("the action space of the data set has no bounds, so its actions cannot be scaled to [-1, 1]")
+        raise UsageError(f"{path}: the action space has no bounds, so actions cannot be scaled to [-1, 1]")
+    if actions.shape[1] != low.size:
+        raise UsageError(f"{path}: actions has {actions.shape[1]} numbers a row, its action space {low.size}")
     middle, half = (high + low) / 2.0, (high - low) / 2.0
     return ((actions - middle) / half).astype(np.float32)
 

@@ -2,7 +2,9 @@
 
 import mmap
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ from trimtab.envs import ogbench
 NEEDED = ("observations", "actions", "rewards", "terminals")
 """Arrays that every data set holds; OGBench's have states in place of rewards."""
 
-_OPTIONAL = ("next_observations", "timeouts", "truncations")
+_OPTIONAL = ("next_observations", "timeouts", "truncations", "masks")
 _STATES = ("qpos", "qvel", "button_states")
 _KNOWN = NEEDED + _OPTIONAL + _STATES
 _RANKS = {"observations": 2, "actions": 2, "next_observations": 2, "qpos": 2, "qvel": 2, "button_states": 2}
 """Axes of an array; those not named have one."""
+
+_FLAGS = ("terminals", "timeouts", "truncations", "masks")
+"""Arrays of 0 and 1."""
+
+_DICTS = ("observations", "next_observations")
+"""Arrays that may have parts."""
 
 BLOCK = 2**16
 """Rows looked at together: what is checked may be larger than memory."""
@@ -43,7 +51,9 @@ def read_recorded(path: str | Path, task: str | None = None, fraction: float = 1
     `next_observations` (n, obs) or `timeouts` (n,) 1 where it was cut. Without `next_observations` the next row's
     observation is taken and the last row of each episode that was cut is dropped, as its true next observation is not
     known. With `next_observations` and no `timeouts`, an episode ends where the next row begins at another observation.
-    Or it is a folder of Minari's store, whose actions are scaled from the bounds of its action space.
+    Where there are `masks` (n,), as in the arrays of OGBench and FQL, they are 0 where the environment ended the
+    episode, and `terminals` is 1 on the last row of every trajectory, cut or not. Or `path` is a folder of Minari's
+    store, whose actions are scaled from the bounds of its action space.
 
     A file of OGBench (`qpos`, no `rewards`, `terminals` on the last row of each trajectory) is read as OGBench reads
     it: that last row is dropped, and rewards and discounts are those of `task`, one of its names with `-singletask`.
@@ -55,7 +65,7 @@ def read_recorded(path: str | Path, task: str | None = None, fraction: float = 1
     if "rewards" not in arrays and "qpos" in arrays:
         if task is None or not ogbench.is_task(task):
             raise UsageError(f"{path} holds no rewards: name a task with --env, such as {_example(path)}")
-        arrays = _of_ogbench(arrays, task)
+        arrays = _of_ogbench(path, arrays, task)
     recorded, spec = transitions_of(path, arrays)
     return (recorded if fraction == 1.0 else subset(recorded, fraction)), spec
 
@@ -76,7 +86,8 @@ def subset(recorded: Recorded, fraction: float, seed: int = 0) -> Recorded:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a data set on disk, checked: numbers only, all finite, as many rows in each, actions in [-1, 1].
+    """The arrays of a data set on disk, checked: numbers only, all finite, as many rows in each, actions in [-1, 1],
+    flags 0 or 1.
 
     The parts of an observation that is a dict are named `observations/PART`. Raises `UsageError` naming the array and
     the index of the first bad number.
@@ -100,6 +111,8 @@ def check(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if missing:
         raise UsageError(f"{path} lacks the array {missing[0]!r}: it needs {', '.join(needed)}")
     for name, array in arrays.items():
+        if "/" in name and _root(name) not in _DICTS:
+            raise UsageError(f"{path}: {_root(name)} has parts ({name}), expected one array")
         if array.dtype.kind not in "biuf":
             raise UsageError(f"{path}: {name} holds {_kind(array)}, not numbers")
         rank = _RANKS.get(_root(name), 1)
@@ -117,6 +130,10 @@ def check(path: Path, arrays: dict[str, np.ndarray]) -> None:
             raise UsageError(f"{path}: {name}{list(wrong)} is {array[wrong]}: remove or mend that row")
     if n == 0:
         raise UsageError(f"{path} holds no transitions")
+    for name in _FLAGS:
+        wrong = _first(arrays[name], lambda x: (x != 0) & (x != 1)) if name in arrays else ()
+        if wrong:
+            raise UsageError(f"{path}: {name}{list(wrong)} is {arrays[name][wrong]}, expected 0 or 1")
     outside = _first(arrays["actions"], lambda x: np.abs(x) > 1.0 + 1e-6)
     if outside:
         raise UsageError(f"{path}: actions{list(outside)} is outside [-1, 1]: divide by the action bound")
@@ -167,14 +184,31 @@ def _example(path: Path) -> str:
     return name.replace("-v0", "-singletask-task1-v0") if ogbench.is_name(name) else "cube-single-play-singletask-v0"
 
 
-def _of_ogbench(arrays: dict[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
+def _told_apart(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays with `masks` in D4RL's names: `terminals` where the environment ended the episode, `timeouts` where a
+    trajectory ended otherwise. Others as they are."""
+    if "masks" not in arrays:
+        return dict(arrays)
+    terminals, cut = arrays["masks"] == 0, arrays.get("timeouts", arrays.get("truncations"))
+    final = arrays["terminals"].astype(bool) if cut is None else arrays["terminals"].astype(bool) | cut.astype(bool)
+    kept = {name: array for name, array in arrays.items() if name != "masks"}
+    return kept | {"terminals": terminals, "timeouts": final & ~terminals}
+
+
+def _of_ogbench(path: Path, arrays: dict[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
     """The arrays of an OGBench file with the rewards of a task, as if it were one of ours.
 
     The last state of a trajectory is the next observation of the row before; no action was recorded that follows it.
     """
-    rewards, masks = ogbench.task_rewards(task, arrays)
+    try:
+        rewards, masks = ogbench.task_rewards(task, arrays)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     final = arrays["terminals"].astype(bool).copy()
     final[-1] = True
+    single = np.flatnonzero(final & np.append(True, final[:-1]))
+    if len(single):
+        raise UsageError(f"{path}: terminals[{single[0]}] ends a trajectory of one state, without a step: remove it")
     kept, after = ~final, np.append(False, ~final[:-1])
     return {
         "observations": arrays["observations"][kept],
@@ -195,14 +229,25 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         return hdf5.read(path, _KNOWN)
     try:
         if path.is_dir():
-            return {name: np.load(file) for name, file in npy_files(path).items()}
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
+            return {name: opened(path, name, partial(np.load, file)) for name, file in npy_files(path).items()}
+        with path.open("rb") as handle:
+            file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise UsageError(f"{path} is a single array: give the folder it is in, or an .npz file")
-            return {name: file[name] for name in file.files if _root(name) in _KNOWN}
+            read = lambda name: opened(path, name, lambda: file[name])
+            return {name: read(name) for name in file.files if _root(name) in _KNOWN}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read the data set {path}: {error}") from error
+
+
+def opened(path: Path, name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `read` returns. Raises `UsageError` naming the array if it cannot."""
+    try:
+        return read()
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        if str(error).startswith("Object arrays"):
+            raise UsageError(f"{path}: {name} holds Python objects, not numbers") from error
+        raise UsageError(f"cannot read the data set {path}: {name}: {error}") from error
 
 
 def npy_files(folder: Path) -> dict[str, Path]:
@@ -237,6 +282,7 @@ def spec_of(arrays: Mapping[str, np.ndarray]) -> Spec:
 def transitions_of(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Recorded, Spec]:
     """Checked arrays that hold rewards, as transitions, and the `Spec` they imply. Raises `UsageError` if it is not
     known where episodes were cut."""
+    arrays = _told_apart(arrays)
     obs = jax.tree.map(lambda x: x.astype(np.float32), tree(arrays, "observations"))
     terminals = arrays["terminals"].astype(bool)
     cut = arrays.get("timeouts", arrays.get("truncations"))

@@ -5,6 +5,7 @@ the same as for a data set in memory: a run that was interrupted goes on with th
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
 from trimtab.core import AbstractPolicy, UsageError
-from trimtab.data.readers import check, npy_files, release, spec_of, tree
+from trimtab.data.readers import check, npy_files, opened, release, spec_of, tree
 from trimtab.data.sources import AbstractSource
 
 MODES = ("auto", "always", "never")
@@ -56,10 +57,7 @@ class Stream:
         files = npy_files(path) if path.is_dir() else {}
         if not files:
             raise UsageError(f"{path} is no folder of .npy files, which alone can stay on disk: make one with {how}")
-        try:
-            arrays = {name: np.load(file, mmap_mode="r") for name, file in files.items()}
-        except (ValueError, OSError, EOFError) as error:
-            raise UsageError(f"cannot read the data set {path}: {error}") from error
+        arrays = {name: opened(path, name, partial(np.load, file, mmap_mode="r")) for name, file in files.items()}
         check(path, arrays)
         if not jax.tree.leaves(tree(arrays, "next_observations")):
             raise UsageError(f"{path} lacks the array 'next_observations', without which it cannot stay on disk: {how}")
@@ -73,6 +71,11 @@ class Stream:
         """All observations, on disk."""
         return tree(self._arrays, "observations")
 
+    @property
+    def rewards(self) -> np.ndarray:
+        """All rewards, on disk."""
+        return self._arrays["rewards"]
+
     def gather(self, rows: np.ndarray) -> Transition:
         """The transitions at `rows` (n,), as NumPy arrays in memory. No page of the files is kept."""
 
@@ -84,11 +87,11 @@ class Stream:
             return taken
 
         part = lambda name: jax.tree.map(take, tree(self._arrays, name))
-        action, terminal = np.clip(part("actions"), -1.0, 1.0), part("terminals")
+        action = np.clip(part("actions"), -1.0, 1.0)
+        # With masks, terminals are the ends of trajectories, cut or not: see `read_recorded`.
+        discount = part("masks") if "masks" in self._arrays else np.float32(1.0) - part("terminals")
         host: Any = Transition  # whose annotations promise the JAX arrays that agents get
-        return host(
-            part("observations"), action, part("rewards"), np.float32(1.0) - terminal, part("next_observations")
-        )
+        return host(part("observations"), action, part("rewards"), discount, part("next_observations"))
 
 
 class StreamState(eqx.Module):

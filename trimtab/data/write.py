@@ -53,7 +53,8 @@ def read_record(path: Path) -> dict[str, Any]:
         found = minari_store.metadata(path)
         low, high = found.get("ref_min_score"), found.get("ref_max_score")
         references = {} if low is None or high is None else {"references": {"random": low, "expert": high}}
-        return references | {"env": json.loads(found["env_spec"])["id"] if "env_spec" in found else None}
+        env = found.get("env_spec")
+        return references | {"env": json.loads(env)["id"] if env else None}
     file = record_path(path)
     if not file.exists():
         return {}

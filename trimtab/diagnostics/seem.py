@@ -21,7 +21,7 @@ Differences from the official code: rows of terminal transitions are masked; N =
 not divided by P.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -436,31 +436,31 @@ def suits(agent: AbstractAgent, batch: Any) -> bool:
     return bool(nets_of(agent, Critic)) and not isinstance(batch, Chunk)
 
 
-def seem_verdicts(found: dict[str, float], largest: float | None = None) -> list[dict[str, str]]:
+def seem_verdicts(found: dict[str, float], before: Sequence[float] = ()) -> list[dict[str, str]]:
     """What seem/* means, lines as in `health.verdicts`; none if it was not measured. `found` is of one look, against an
-    earlier one where the cosines and `growth` are there, with seem/bound the largest return; `largest` is the largest
-    normalised value of earlier looks.
+    earlier one where the cosines and `growth` are there, with seem/bound the largest return, 0 if no reward is known;
+    `before` are the normalised values of earlier looks, oldest first.
     """
     if "seem/normalised" not in found:
         return []
     now, cosine, growth = (found.get(f"seem/{name}", float("nan")) for name in ("normalised", "ntk_cosine", "growth"))
     text = f"seem/normalised {now:.3g}"
-    if largest is not None:
-        text += f", at most {largest:.3g} before"
+    if before:
+        text += f", {before[-1]:.3g} a look before, at most {max(before):.3g}"
     text += f", kernel cosine {cosine:.3f}" if cosine == cosine else ""
-    excited_before = largest is not None and largest > SELF_EXCITING
+    bound = found["seem/bound"]
     remedy = "stop; use critic_norm layer, a lower gamma, or a policy that stays closer to the data"
     if now != now:
         level, text = "bad", f"{text}: the kernel is not finite; the critic has diverged: {remedy}"
-    elif now > SELF_EXCITING and excited_before and cosine > FROZEN:
+    elif now > SELF_EXCITING and before and before[-1] > SELF_EXCITING and cosine > FROZEN:
         level, text = "bad", f"{text}: values feed on themselves and will leave any bound: {remedy}"
     elif now > SELF_EXCITING:
         level = "warn"
         text = f"{text}: values feed on themselves at present; it may pass while the policy moves: look again soon"
-    elif excited_before and found["seem/q_max"] > 2.0 * found["seem/bound"]:
+    elif before and max(before) > SELF_EXCITING and 0.0 < 2.0 * bound < found["seem/q_max"]:
         level = "bad"
         text = f"{text}: values fed on themselves until |Q| was {found['seem/q_max']:.3g}, beyond any return: {remedy}"
-    elif excited_before:
+    elif before and max(before) > SELF_EXCITING:
         level, text = "ok", f"{text}: values fed on themselves and no longer do"
     else:
         level, text = "ok", f"{text}: on this data the update contracts"

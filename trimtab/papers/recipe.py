@@ -94,10 +94,22 @@ class Results:
         """Writes `results.json` and `table.txt` into `out`; returns the table and the path of the JSON file."""
         command = f"trimtab reproduce {self.paper} --scale {self.scale}"
         record = dict(paper=self.paper, scale=self.scale, command=command, versions=environment()["versions"])
-        write_json(out / "results.json", record | dict(rows=self.rows, anchors=self.anchors, checks=self.checks))
+        found = dict(rows=self.rows, summary=self.summary(), anchors=self.anchors, checks=self.checks)
+        write_json(out / "results.json", record | found)
         text = self.table()
         replace_text(out / "table.txt", text + "\n")
         return text, out / "results.json"
+
+    def summary(self) -> list[dict[str, Any]]:
+        """IQM over seeds and the ends of its 95 % interval, of everything measured with more than one seed."""
+        keys = dict.fromkeys((row["setting"], row["method"], row["metric"]) for row in self.rows)
+        found = {key: self.values(*key) for key in keys}
+        lines = []
+        for (setting, method, metric), values in found.items():
+            if len(values) > 1:
+                iqm, name = aggregate(np.array(values)).iqm, dict(setting=setting, method=method, metric=metric)
+                lines.append(name | dict(seeds=len(values), iqm=iqm.value, low=iqm.low, high=iqm.high))
+        return lines
 
     def table(self) -> str:
         """IQM over seeds of each metric with its 95 % interval, the paper's statements below it, and the checks."""
@@ -114,7 +126,8 @@ class Results:
         shown = {(row["setting"], row["metric"]) for row in self.rows}
         for anchor in self.anchors:
             if (anchor["setting"], anchor["metric"]) not in shown:
-                lines.append(f"{anchor['setting']}, {anchor['method']}: {anchor['value']}  ({anchor['source']})")
+                named = ", ".join(anchor[key] for key in ("setting", "method", "metric"))
+                lines.append(f"{named}: {anchor['value']}  ({anchor['source']})")
         for check in self.checks:
             word = "passed" if check["passed"] else "FAILED"
             lines.append(f"{word}  {check['name']}: {check['value']:.4g} (threshold {check['threshold']:.4g})")

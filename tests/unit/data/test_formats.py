@@ -1,11 +1,14 @@
 """One set of transitions in every format: the same arrays come back."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from trimtab.batches import Recorded, Transition
 from trimtab.core import UsageError
+from trimtab.data.minari_store import to_unit
 from trimtab.data.readers import read_recorded, subset
 from trimtab.data.write import convert, read_record, references, save_npz, save_record
 
@@ -213,6 +216,8 @@ def spoil(file, what: str) -> None:
             "short observations": ("observations", np.zeros((2, 3))),
             "text": ("rewards", np.array([b"a"] * len(episode["rewards"]))),
             "nan": ("rewards", np.full(len(episode["rewards"]), np.nan)),
+            "wide actions": ("actions", np.zeros((len(episode["rewards"]), 3))),
+            "wide observations": ("observations", np.zeros((len(episode["rewards"]) + 1, 4))),
         }[what]
         del episode[name]
         episode[name] = value
@@ -226,7 +231,9 @@ def spoil(file, what: str) -> None:
         ("short actions", "episode 2: actions has 1 rows"),
         ("short observations", "episode 2: observations has 2 rows, expected"),
         ("text", "rewards holds strings, not numbers"),
-        ("nan", r"rewards\[\d+\] is nan"),
+        ("nan", r"episode 2: rewards\[0\] is nan"),
+        ("wide actions", r"episode 2: actions has rows of shape \(3,\), episodes before \(1,\)"),
+        ("wide observations", r"episode 2: observations has rows of shape \(4,\), episodes before \(3,\)"),
         ("cut", "cannot read Minari's data set"),
         ("metadata", "cannot read Minari's data set"),
     ],
@@ -245,6 +252,16 @@ def test_a_bad_data_set_of_minari_is_named(source, what, text):
     with pytest.raises(UsageError, match=text) as caught:
         read_recorded(place)
     assert str(place) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_actions_that_do_not_fit_their_space():
+    from gymnasium import spaces
+
+    actions, box = np.zeros((3, 2)), lambda n, high: spaces.Box(-high, high, (n,), np.float32)
+    with pytest.raises(UsageError, match="there: actions has 2 numbers a row, its action space 1"):
+        to_unit(Path("there"), actions, box(1, 1.0))
+    with pytest.raises(UsageError, match="there: the action space has no bounds"):
+        to_unit(Path("there"), actions, box(2, np.inf))
 
 
 def test_minari_is_not_written_twice_nor_with_gaps(source, tmp_path):

@@ -7,6 +7,8 @@ import pytest
 
 from trimtab.core import UsageError
 from trimtab.data.readers import read_dataset, read_recorded
+from trimtab.data.stream import Stream
+from trimtab.envs import ogbench
 
 
 def episodes() -> dict[str, np.ndarray]:
@@ -66,6 +68,27 @@ def test_discount_comes_from_terminals_never_from_timeouts(tmp_path):
     assert len(data.reward) == 7
 
 
+def test_masks_are_not_terminals(tmp_path):
+    # As OGBench and FQL keep them: terminals end every trajectory, masks are 0 where nothing comes after.
+    given = episodes()
+    wanted, _ = read_recorded(write(tmp_path / "a.npz", given | {"next_observations": given["observations"] + 100}))
+    masked = given | {"masks": 1.0 - given["terminals"], "next_observations": given["observations"] + 100}
+    masked["terminals"] = (given["terminals"] | masked.pop("timeouts")).astype(np.float32)
+    folder = write(tmp_path / "folder", masked)
+    found, _ = read_recorded(folder)
+    np.testing.assert_array_equal(found.transition.discount, [1, 1, 0, 1, 1, 1, 1])  # row 4 was cut
+    np.testing.assert_array_equal(found.last, [0, 0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(found.transition.discount, wanted.transition.discount)
+    np.testing.assert_array_equal(Stream(folder).gather(np.arange(7)).discount, wanted.transition.discount)
+    # Without next observations the last row of what was cut is dropped, as ever.
+    del masked["next_observations"]
+    short, _ = read_recorded(write(tmp_path / "b.npz", masked))
+    plain, _ = read_recorded(write(tmp_path / "c.npz", given))
+    for name in ("reward", "discount", "next_obs"):
+        np.testing.assert_array_equal(getattr(short.transition, name), getattr(plain.transition, name))
+    np.testing.assert_array_equal(short.last, plain.last)
+
+
 def test_ends_of_episodes(tmp_path):
     # Kept are rows 0 to 3 and 5. Row 3 is the last that is known of the episode that was cut, row 5 of the data.
     given = episodes()
@@ -113,6 +136,9 @@ def at(name: str, index: int | tuple[int, ...], value: float) -> dict[str, np.nd
 BAD = {
     "nan obs": (at("observations", (3, 1), np.nan), r"observations\[3, 1\] is nan"),
     "infinite reward": (at("rewards", 4, np.inf), r"rewards\[4\] is inf"),
+    "terminals of 255": (at("terminals", 2, 255), r"terminals\[2\] is 255.0, expected 0 or 1"),
+    "half a mask": (changed(masks=np.full(7, 0.5)), r"masks\[0\] is 0.5, expected 0 or 1"),
+    "rewards in parts": (changed(**{"rewards/a": np.zeros(7)}), r"rewards has parts \(rewards/a\), expected one array"),
     "nan action": (at("actions", (5, 0), np.nan), r"actions\[5, 0\] is nan"),
     "beyond float32": (at("rewards", 2, 1e39), r"rewards\[2\] is (inf|1e\+39)"),
     "action out of range": (at("actions", (6, 0), 1.5), r"actions\[6, 0\] is outside \[-1, 1\]"),
@@ -186,14 +212,46 @@ def broken_folder(path: Path) -> Path:
     return path.with_suffix("")
 
 
-@pytest.mark.parametrize("make", [objects, text, cut, one_array, nothing, empty_folder, broken_folder])
-def test_unreadable_files_are_named(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (objects, "rewards holds Python objects, not numbers"),
+        (text, "cannot read"),
+        (cut, "cannot read"),
+        (one_array, "is a single array"),
+        (nothing, "cannot read"),
+        (empty_folder, "lacks the array"),
+        (broken_folder, "cannot read the data set .*: rewards: "),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, make, said):
     path = make(tmp_path / "data.npz")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=said) as caught:
         read_dataset(path)
     assert str(path) in str(caught.value)
+    if path.is_dir():
+        with pytest.raises(UsageError, match=r"rewards: |no folder of \.npy files") as caught:
+            Stream(path)
+        assert str(path) in str(caught.value)
 
 
 def test_no_such_path(tmp_path):
     with pytest.raises(UsageError, match=r"no data set at .*nowhere\.npz"):
         read_dataset(tmp_path / "nowhere.npz")
+
+
+def test_what_is_wrong_with_a_file_of_ogbench_names_it(tmp_path, monkeypatch):
+    def refuse(name, arrays):
+        raise UsageError("it has qpos of 4 numbers, the data set has 3")
+
+    given = episodes() | {"qpos": np.zeros((7, 3)), "terminals": np.array([0, 0, 1, 1, 0, 0, 1])}
+    del given["rewards"], given["timeouts"]
+    path, task = write(tmp_path / "pointmaze-medium-navigate-v0.npz", given), "pointmaze-medium-navigate-singletask-v0"
+    monkeypatch.setattr(ogbench, "task_rewards", refuse)
+    with pytest.raises(UsageError, match="qpos of 4 numbers") as caught:
+        read_recorded(path, task)
+    assert str(path) in str(caught.value)
+    monkeypatch.setattr(ogbench, "task_rewards", lambda name, arrays: (np.zeros(7), np.ones(7)))
+    with pytest.raises(UsageError, match=r"terminals\[3\] ends a trajectory of one state") as caught:
+        read_recorded(path, task)
+    assert str(path) in str(caught.value)

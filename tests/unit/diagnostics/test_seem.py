@@ -335,19 +335,21 @@ def test_no_alarm_while_the_kernel_still_turns():
 
 def test_the_reading_table():
     table = [
-        (dict(normalised=1e-3), None, ["ok"], "contracts"),
-        (dict(normalised=1e-3, ntk_cosine=0.999), 0.3, ["ok"], "no longer"),
-        (dict(normalised=1e-3, ntk_cosine=0.999, q_max=1e4), 0.3, ["bad"], "beyond any return"),
-        (dict(normalised=0.3), None, ["warn"], "may pass"),
-        (dict(normalised=0.3, ntk_cosine=0.9), 0.3, ["warn"], "may pass"),
-        (dict(normalised=0.3, ntk_cosine=0.999), 0.001, ["warn"], "may pass"),
-        (dict(normalised=0.3, ntk_cosine=0.999), 0.2, ["bad"], "leave any bound"),
-        (dict(normalised=0.01, growth=0.9), None, ["ok", "bad"], "contracts"),
-        (dict(normalised=float("nan")), None, ["bad"], "not finite"),
+        (dict(normalised=1e-3), [], ["ok"], "contracts"),
+        (dict(normalised=1e-3, ntk_cosine=0.999), [0.3], ["ok"], "no longer"),
+        (dict(normalised=1e-3, ntk_cosine=0.999, q_max=1e4), [0.3], ["bad"], "beyond any return"),
+        (dict(normalised=0.3), [], ["warn"], "may pass"),
+        (dict(normalised=0.3, ntk_cosine=0.9), [0.3], ["warn"], "may pass"),
+        (dict(normalised=0.3, ntk_cosine=0.999), [0.001], ["warn"], "may pass"),
+        (dict(normalised=0.3, ntk_cosine=0.999), [0.2], ["bad"], "leave any bound"),
+        (dict(normalised=0.3, ntk_cosine=0.999), [0.3, 0.001], ["warn"], "may pass"),  # not two looks in a row
+        (dict(normalised=1e-3, q_max=1e4, bound=0.0), [0.3], ["ok"], "no longer"),  # no reward is known
+        (dict(normalised=0.01, growth=0.9), [], ["ok", "bad"], "contracts"),
+        (dict(normalised=float("nan")), [], ["bad"], "not finite"),
     ]
-    for values, largest, levels, word in table:
+    for values, before, levels, word in table:
         found = {f"seem/{name}": value for name, value in (dict(q_max=1.0, bound=10.0) | values).items()}
-        lines = seem_verdicts(found, largest)
+        lines = seem_verdicts(found, before)
         assert [line["level"] for line in lines] == levels and word in lines[0]["text"], values
     assert seem_verdicts({}) == []
 
