@@ -12,11 +12,14 @@ from trimtab.core import AbstractPolicy, UsageError
 from trimtab.envs.hosted import Hosted
 from trimtab.envs.make import find
 from trimtab.envs.register import worlds
+from trimtab.envs.rotation import DelayedRotation, Rotation
 from trimtab.envs.seek import ROW, ContinuousSeek, DriveSeek, NoisySeek, hits
 from trimtab.envs.wrappers import AutoReset, TimeLimit
 from trimtab.training.evaluate import WorldEvaluator
 
 WORLDS = {
+    "rotation": Rotation.create(3),
+    "delayed": DelayedRotation.create(3),
     "continuous": ContinuousSeek.create(3),
     "drive": DriveSeek.create(half=2, max_goals=6, max_steps=7),
     "noisy": NoisySeek.create(max_goals=6, max_steps=7),
@@ -43,6 +46,25 @@ def test_continuous_steps_by_hand(s, goal, action, after, reward):
     for part, expected in {"achieved_goal": after, "observation": after, "desired_goal": goal}.items():
         np.testing.assert_allclose(out.obs[part], expected, atol=1e-6)
     assert (float(out.reward), bool(out.info["success"]), bool(out.terminated)) == (reward, reward == 0.0, False)
+
+
+def test_rotations_by_hand():
+    turn = vector(0.0, -1.0, 1.0, 0.0).reshape(2, 2)
+    s, goal, action = vector(1.0, 2.0), vector(3.0, -1.0), vector(0.0, 2.0)  # scaled to (0, 1), turned to (-1, 0)
+    (after, _), out = Rotation(u=turn).step((s, goal), action, jr.key(0))
+    np.testing.assert_allclose(after, [0.0, 2.0], atol=1e-6)
+    assert float(out.reward) == pytest.approx(-2.0)
+    delayed, still = DelayedRotation(u=turn), vector(0.0, 0.0)
+    state, out = delayed.step((s, still, goal), action, jr.key(0))
+    np.testing.assert_allclose(out.obs["observation"], [0.0, 0.0, 0.0, 2.0], atol=1e-6)
+    assert float(out.reward) == 0.0 and not bool(out.terminated)
+    state, out = delayed.step(state, action, jr.key(0))
+    np.testing.assert_allclose(out.obs["observation"], [0.0, 2.0, 0.0, 0.0], atol=1e-6)
+    assert float(out.reward) == pytest.approx(-2.0)
+    for world in (Rotation.create(4), DelayedRotation.create(4)):
+        np.testing.assert_allclose(world.u @ world.u.T, np.eye(4), atol=1e-6)
+        with pytest.raises(UsageError, match="at least one dimension"):
+            type(world).create(0)
 
 
 def test_continuous_goals_are_uniform_in_the_box():

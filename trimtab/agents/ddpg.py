@@ -40,6 +40,8 @@ class Config:
     """share of the new networks mixed into the targets."""
     exploration_noise: float = 0.1
     """standard deviation of the noise on collected actions."""
+    random_actions: float = 0.0
+    """share of collected actions that are uniform random; 0.3 for robots in hindsight\'s own experiments."""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of actor and critic."""
     critic_norm: str | None = None
@@ -91,7 +93,7 @@ class DDPG(AbstractAgent):
 
     @property
     def explorer(self) -> AbstractPolicy:
-        return Noisy.create(self.actor, self.config.exploration_noise)
+        return Noisy.create(self.actor, self.config.exploration_noise, self.config.random_actions)
 
     def update(self, batch: Transition, key: PRNGKeyArray) -> tuple["DDPG", Metrics]:
         del key  # nothing in DDPG's update is sampled

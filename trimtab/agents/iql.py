@@ -37,6 +37,8 @@ class Config:
     """inverse temperature in (7); 10 for AntMaze."""
     max_weight: float = 100.0
     """w_max in (7)."""
+    normalize_obs: bool = False
+    """standardise observations over the data set; not in the official code."""
     learning_rate: float = 3e-4
     """Adam's step size for all networks."""
     gamma: float = 0.99
@@ -73,12 +75,12 @@ class IQL(AbstractAgent):
         """A fresh agent. Raises `UsageError` for discrete actions."""
         require_continuous(spec, "iql")
         k_actor, k_critic, k_value = jr.split(key, 3)
+        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        inputs = config.normalize_obs
         nets: dict[str, Any] = dict(
-            actor=Gaussian.create(spec, config.hidden, k_actor),
-            critic=Critic.create(
-                spec, config.hidden, 2, k_critic, norm=config.critic_norm, norm_layers=config.norm_layers
-            ),
-            value=Value.create(spec, config.hidden, k_value),
+            actor=Gaussian.create(spec, config.hidden, k_actor, standardise=inputs),
+            critic=Critic.create(spec, config.hidden, 2, k_critic, standardise=inputs, **norm),
+            value=Value.create(spec, config.hidden, k_value, standardise=inputs),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}
         return cls(**nets, target=copy(nets["critic"]), opt=opt, step=jnp.int32(0), config=config)

@@ -69,6 +69,8 @@ class Config:
     """share of the new networks mixed into the targets."""
     exploration_noise: float = 0.03
     """standard deviation of the noise on collected actions."""
+    random_actions: float = 0.0
+    """share of collected actions that are uniform random; 0.3 for robots in hindsight\'s own experiments."""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of actor and critic."""
     critic_norm: str | None = None
@@ -125,7 +127,7 @@ class ReenGAGE(AbstractAgent):
 
     @property
     def explorer(self) -> AbstractPolicy:
-        return Noisy.create(self.actor, self.config.exploration_noise)
+        return Noisy.create(self.actor, self.config.exploration_noise, self.config.random_actions)
 
     def update(self, batch: Transition, key: PRNGKeyArray) -> tuple["ReenGAGE", Metrics]:
         del key  # nothing in this update is sampled

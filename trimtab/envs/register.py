@@ -8,6 +8,7 @@ from trimtab.envs import probes
 from trimtab.envs.arm_track import ArmTrack
 from trimtab.envs.bandits import CurveBandit
 from trimtab.envs.classic import CartPole, Pendulum
+from trimtab.envs.rotation import DelayedRotation, Rotation
 from trimtab.envs.seek import ContinuousSeek, DriveSeek, NoisySeek
 from trimtab.envs.smooth_world import SmoothWorld
 from trimtab.envs.two_route import TwoRoute
@@ -38,6 +39,8 @@ _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "trimtab/DriveSeek-v0": DriveSeek.create,
     "trimtab/DriveSeekSmall-v0": partial(DriveSeek.create, half=5, max_goals=40, max_steps=30),
     "trimtab/NoisySeek-v0": NoisySeek.create,
+    "trimtab/Rotation10-v0": partial(Rotation.create, 10),
+    "trimtab/DelayedRotation10-v0": partial(DelayedRotation.create, 10),
 }
 
 

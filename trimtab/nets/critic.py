@@ -109,6 +109,8 @@ class Value(eqx.Module):
     """V(s): obs (..., obs) -> (...)."""
 
     mlp: MLP
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
     def create(
@@ -121,10 +123,13 @@ class Value(eqx.Module):
         norm: str | None = None,
         norm_layers: tuple[int, ...] | None = None,
         init: str = "torch",
+        standardise: bool = False,
     ) -> "Value":
-        """One network of widths `hidden`; the rest as in `MLP.create`."""
+        """One network of widths `hidden`; `standardise` puts the data set's `Standardise` before it, the rest as in
+        `MLP.create`."""
         shape: dict[str, Any] = dict(activation=activation, norm=norm, norm_layers=norm_layers, init=init)
-        return cls(MLP.create(spec.obs_size, hidden, 1, key, **shape))
+        mlp = MLP.create(spec.obs_size, hidden, 1, key, **shape)
+        return cls(mlp, Standardise.create(spec) if standardise else None)
 
     def __call__(self, obs: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
-        return self.mlp(concat(obs))[..., 0]
+        return self.mlp(flatten(obs, self.inputs))[..., 0]

@@ -15,6 +15,7 @@ import numpy as np
 
 from trimtab.agents import ddpg, reengage, reengage_sac, reengage_sets, sac
 from trimtab.papers.recipe import Job, Results, curve, flags, plot_curves, run_jobs
+from trimtab.run.statistics import aggregate
 
 SHARED: dict[str, Any] = dict(gamma=0.95, learning_starts=1_000)
 
@@ -24,6 +25,14 @@ LATE = 3
 SOURCE = "arXiv:2208.13298, read off its plots"
 
 
+SETTINGS: dict[int, dict[str, tuple[int, float]]] = {
+    5: {"DDPG": (512, 1e-3), "ReenGAGE": (512, 1.5e-3), "SAC": (8192, 2.5e-3), "ReenGAGE on SAC": (2048, 2.5e-3)},
+    10: {"DDPG": (256, 5e-4), "ReenGAGE": (512, 1e-3), "SAC": (1024, 1.5e-3), "ReenGAGE on SAC": (512, 2.5e-3)},
+    20: {"DDPG": (256, 5e-4), "ReenGAGE": (128, 5e-4), "SAC": (4096, 5e-4), "ReenGAGE on SAC": (8192, 2.5e-3)},
+}
+"""Batch size and step size of each method at scale paper: the best that the paper found for it."""
+
+
 def reproduce(scale: str, out: Path) -> Results:
     """Runs the comparison at one scale below `out`; PNGs are written there."""
     results, jobs = Results("reengage", scale), plan(scale)
@@ -31,58 +40,92 @@ def reproduce(scale: str, out: Path) -> Results:
     for job in jobs:
         _, values = curve(job, out)
         results.add(job.setting, job.method, job.seed, f"{job.measure}, late", float(np.mean(values[-LATE:])))
+        results.add(job.setting, job.method, job.seed, f"{job.measure}, all evaluations", float(np.mean(values)))
     plot_curves(jobs, out, out / "curves.png", f"ReenGAGE, {scale} scale")
     if scale == "small":
         _judge(results)
-    for setting, ours, base, at in (("5", 0.96, 0.79, "12k"), ("10", 0.62, 0.34, "20k"), ("20", 0.92, 0.50, "200k")):
-        results.anchor(f"ContinuousSeek{setting}", "DDPG", f"success at {at}", base, SOURCE)
-        results.anchor(f"ContinuousSeek{setting}", "ReenGAGE", f"success at {at}", ours, SOURCE)
+    for setting, settings, ours, base, at in (
+        ("5", "batch 256, 1.5e-3", 0.96, 0.79, "12k"),
+        ("10", "batch 128, 1e-3", 0.62, 0.34, "20k"),
+        ("20", "batch 128, 5e-4", 0.92, 0.50, "200k"),
+    ):
+        for method, value in (("DDPG", base), ("ReenGAGE", ours)):
+            results.anchor(f"ContinuousSeek{setting}", method, f"success at {at}, {settings}", value, SOURCE)
     results.anchor("DriveSeek", "DDPG, ReenGAGE", "return at 40k", "14, 19.7", SOURCE)
     results.anchor("NoisySeek", "DDPG, ReenGAGE", "return at 40k", "12.7, 14.1", SOURCE)
     return results
 
 
 def _judge(results: Results) -> None:
-    mean = lambda method: float(np.mean(results.values("ContinuousSeek10", method, "success, late")))
-    ours, base = mean("ReenGAGE"), mean("DDPG")
-    results.check("ContinuousSeek10: ReenGAGE", ours >= 0.42, ours, 0.42)
-    results.check("ContinuousSeek10: ReenGAGE minus DDPG", ours - base >= 0.15, ours - base, 0.15)
+    for d, least, most, gain in ((5, 0.9, 1.0, 0.05), (10, 0.42, 0.38, 0.15)):
+        mean = lambda method, at=f"ContinuousSeek{d}": float(np.mean(results.values(at, method, "success, late")))
+        ours, base = mean("ReenGAGE"), mean("DDPG")
+        results.check(f"ContinuousSeek{d}: ReenGAGE", ours >= least, ours, least)
+        results.check(f"ContinuousSeek{d}: DDPG at most", base <= most, base, most)
+        results.check(f"ContinuousSeek{d}: ReenGAGE minus DDPG", ours - base >= gain, ours - base, gain)
+    for d, ours, base, metric in (
+        (10, "ReenGAGE", "DDPG", "success, late"),
+        (20, "ReenGAGE", "DDPG", "success, late"),
+        (10, "ReenGAGE on SAC", "SAC", "success, all evaluations"),
+    ):
+        above, below = (np.array(results.values(f"ContinuousSeek{d}", method, metric)) for method in (ours, base))
+        gap = aggregate(above, level=0.8).iqm.low - aggregate(below, level=0.8).iqm.high
+        results.check(f"ContinuousSeek{d}: gap of 80 % intervals, {ours} above {base}", gap > 0, gap, 0)
+    for name, least in (("DriveSeekSmall", 1.15), ("NoisySeek", 1.0)):
+        early = lambda method, name=name: float(np.mean(results.values(name, method, "return, all evaluations")))
+        ratio = early("ReenGAGE") / early("DDPG")
+        results.check(f"{name}: return over DDPG's", ratio >= least, ratio, least)
 
 
 def plan(scale: str) -> list[Job]:
     """The runs of a scale. Smoke: ContinuousSeek5 for 3,000 steps and DriveSeekSmall for 300, one seed. Small: five
-    seeds, ContinuousSeek for 12,000, 16,000 and (far less than it needs) 30,000 steps, DriveSeekSmall and NoisySeek
-    with small networks for 3,000. Paper: its steps and networks, twenty seeds (ten on SAC, five on sets and HandReach).
+    seeds, ContinuousSeek for 12,000, 16,000 and 60,000 steps, all methods with the same batch and step sizes;
+    DriveSeekSmall for 15,000 and NoisySeek for 3,000 with small networks. Paper: its steps and networks, each method's
+    best batch and step size, twenty seeds (ten on SAC, five on sets and HandReach), several weights on NoisySeek.
     """
     if scale == "smoke":
-        return _seek(5, 3_000, 128, 1e-3, range(1), soft=False) + _sets("DriveSeekSmall", 300, range(1), _SMALL)
+        return _seek(5, 3_000, {"DDPG": (128, 1e-3), "ReenGAGE": (128, 1e-3)}, range(1)) + _sets(
+            "DriveSeekSmall", 300, range(1), _SMALL
+        )
     if scale == "small":
-        seek = [(5, 12_000, 256, 1.5e-3), (10, 16_000, 128, 1e-3), (20, 30_000, 128, 5e-4)]
-        jobs = [job for setting in seek for job in _seek(*setting, range(5), soft=True)]
-        return jobs + [j for name in ("DriveSeekSmall", "NoisySeek") for j in _sets(name, 3_000, range(5), _SMALL)]
-    seek = [(5, 12_000, 512, 1.5e-3), (10, 50_000, 512, 1e-3), (20, 400_000, 128, 5e-4)]
-    jobs = [job for setting in seek for job in _seek(*setting, range(20), soft=True)]
+        jobs = []
+        for d, steps, settings, soft in SMALL:
+            plain: dict[str, tuple[int, float]] = {"DDPG": settings, "ReenGAGE": settings}
+            jobs += _seek(d, steps, plain | {"SAC": soft, "ReenGAGE on SAC": soft}, range(5))
+        jobs += _sets("DriveSeekSmall", 15_000, range(5), _SMALL)
+        return jobs + _sets("NoisySeek", 3_000, range(5), replace(_SMALL, exploration_noise=0.1))
+    steps = {5: 12_000, 10: 50_000, 20: 400_000}
+    jobs = [job for d in steps for job in _seek(d, steps[d], SETTINGS[d], range(20))]
     jobs += _sets("DriveSeek", 160_000, range(5), reengage_sets.Config())
-    jobs += _sets("NoisySeek", 160_000, range(5), reengage_sets.Config(exploration_noise=0.1))
-    return jobs + _hand(range(5))
+    noisy = reengage_sets.Config(exploration_noise=0.1)
+    jobs += _sets("NoisySeek", 160_000, range(5), noisy, weights=(10.0, 50.0, 100.0))
+    return jobs + hand(range(5))
 
 
-def _seek(d: int, steps: int, batch: int, rate: float, seeds: range, *, soft: bool) -> list[Job]:
-    env, sizes = f"trimtab/ContinuousSeek{d}-v0", dict(batch_size=batch, learning_rate=rate, buffer_size=steps)
-    shared: dict[str, Any] = SHARED | sizes
-    configs: dict[str, tuple[str, Any]] = {
-        "DDPG": ("ddpg", ddpg.Config(exploration_noise=0.03, **shared)),
-        "ReenGAGE": ("reengage", reengage.Config(exploration_noise=0.03, **shared)),
+SMALL: tuple[tuple[int, int, tuple[int, float], tuple[int, float]], ...] = (
+    (5, 12_000, (256, 1.5e-3), (256, 1.5e-3)),
+    (10, 16_000, (128, 1e-3), (256, 2.5e-3)),
+    (20, 60_000, (128, 1e-3), (128, 1e-3)),
+)
+"""Numbers of ContinuousSeek, steps, and batch and step sizes of the pairs on DDPG and on SAC at scale small."""
+
+
+def _seek(d: int, steps: int, settings: dict[str, tuple[int, float]], seeds: range) -> list[Job]:
+    """The methods of `settings`, each with its batch and step size."""
+    env, options = f"trimtab/ContinuousSeek{d}-v0", dict(steps=steps, her="future", **_often(steps), eval_episodes=50)
+    noise: dict[str, Any] = dict(exploration_noise=0.03)
+    kinds: dict[str, tuple[str, Any]] = {
+        "DDPG": ("ddpg", ddpg.Config(**noise)),
+        "ReenGAGE": ("reengage", reengage.Config(**noise)),
+        "SAC": ("sac", sac.Config()),
+        "ReenGAGE on SAC": ("reengage-sac", reengage_sac.Config()),
     }
-    if soft:
-        configs["SAC"] = ("sac", sac.Config(**shared))
-        configs["ReenGAGE on SAC"] = ("reengage-sac", reengage_sac.Config(**shared))
-    options: dict[str, Any] = dict(steps=steps, her="future", **_often(steps), eval_episodes=50)
     jobs = []
-    for method, (agent, config) in configs.items():
+    for method, (batch, rate) in settings.items():
+        agent, config = kinds[method]
+        config = replace(config, batch_size=batch, learning_rate=rate, buffer_size=steps, **SHARED)
         chosen = seeds[:10] if method.endswith("SAC") else seeds
-        words = flags(agent, env, config, **options)
-        jobs += _together(f"ContinuousSeek{d}", method, chosen, words, "success")
+        jobs += _together(f"ContinuousSeek{d}", method, chosen, flags(agent, env, config, **options), "success")
     return jobs
 
 
@@ -95,26 +138,30 @@ def _together(setting: str, method: str, seeds: range, words: tuple[str, ...], m
 _SMALL = reengage_sets.Config(encoder=(128, 128), hidden=(128,), batch_size=64, buffer_size=10_000)
 
 
-def _sets(name: str, steps: int, seeds: range, config: reengage_sets.Config) -> list[Job]:
-    """Multi-ReenGAGE, and itself without the match: DDPG on sets. There is nothing to relabel."""
+def _sets(
+    name: str, steps: int, seeds: range, config: reengage_sets.Config, weights: tuple[float, ...] = (10.0,)
+) -> list[Job]:
+    """Multi-ReenGAGE with each of `weights`, and itself without the match: DDPG on sets. There is nothing to
+    relabel."""
     config = replace(config, learning_starts=min(config.learning_starts, steps // 3))
-    methods = {"DDPG": replace(config, goal_match=0.0), "ReenGAGE": config}
+    named = {"ReenGAGE" if weight == weights[0] else f"ReenGAGE, alpha {weight:g}": weight for weight in weights}
+    methods = {m: replace(config, goal_match=weight) for m, weight in ({"DDPG": 0.0} | named).items()}
     options = dict(steps=steps, **_often(steps), eval_episodes=100)
     words = {m: flags("reengage-sets", f"trimtab/{name}-v0", chosen, **options) for m, chosen in methods.items()}
     return [job for method in methods for job in _together(name, method, seeds, words[method], "return")]
 
 
-def _hand(seeds: range) -> list[Job]:
-    """HandReach for the steps of the paper's fifty epochs. Its nineteen workers average their gradients: one update on
-    as many batches of 256, forty for every 1,900 steps."""
+def hand(seeds: range, steps: int = 50 * 50 * 2 * 50 * 19) -> list[Job]:
+    """HandReach, for the steps of the paper's fifty epochs. Its nineteen workers average their gradients: one update on
+    as many batches of 256, forty for every 1,900 steps. Not the paper's: inputs are not normalised."""
     env = "gymnasium_robotics:HandReach-v3"
     shared: dict[str, Any] = dict(gamma=0.98, tau=0.05, learning_rate=1e-3, batch_size=19 * 256)
-    sizes: dict[str, Any] = dict(hidden=(256, 256, 256), exploration_noise=0.2, learning_starts=1_900, **shared)
+    noise: dict[str, Any] = dict(exploration_noise=0.2, random_actions=0.3, learning_starts=1_900)
+    sizes: dict[str, Any] = dict(hidden=(256, 256, 256), **noise, **shared)
     configs: dict[str, tuple[str, Any]] = {
         "DDPG": ("ddpg", ddpg.Config(**sizes)),
         "ReenGAGE": ("reengage", reengage.Config(goal_scale="std", goal_match=0.1, **sizes)),
     }
-    steps = 50 * 50 * 2 * 50 * 19
     options: dict[str, Any] = dict(
         steps=steps, her="future", updates_per_step=40 / 1900, **_often(steps), eval_episodes=50
     )
@@ -126,5 +173,6 @@ def _hand(seeds: range) -> list[Job]:
 
 
 def _often(steps: int) -> dict[str, int]:
-    """An eighth of a run between evaluations, a quarter between checkpoints."""
-    return dict(eval_freq=max(1, steps // 8), checkpoint_freq=max(1, steps // 4))
+    """2,000 steps between evaluations, or a twentieth of a long run and half of a short one; a quarter between
+    checkpoints."""
+    return dict(eval_freq=min(max(2_000, steps // 20), steps // 2), checkpoint_freq=max(1, steps // 4))

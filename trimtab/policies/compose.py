@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trimtab.core import AbstractPolicy, Spec
+from trimtab.core import AbstractPolicy, Spec, UsageError
 from trimtab.nets.critic import Critic
 from trimtab.nets.discrete import DiscreteQ
 from trimtab.nets.masks import allowed, features, masked
@@ -66,20 +66,30 @@ class EpsilonGreedy(AbstractPolicy):
 
 
 class Noisy(AbstractPolicy):
-    """`clip(inner(s) + sigma n, -1, 1)`, n standard normal: how DDPG and TD3 explore."""
+    """`clip(inner(s) + sigma n, -1, 1)`, n standard normal: how DDPG and TD3 explore. With `random`, that share of all
+    actions is uniform instead, as in hindsight's own experiments."""
 
     inner: AbstractPolicy
     sigma: Float[Array, ""]
+    random: Float[Array, ""] | None = None
 
     @classmethod
-    def create(cls, inner: AbstractPolicy, sigma: float) -> "Noisy":
-        """`sigma` is the standard deviation in units of the [-1, 1] action."""
-        return cls(inner, jnp.float32(sigma))
+    def create(cls, inner: AbstractPolicy, sigma: float, random: float = 0.0) -> "Noisy":
+        """`sigma` is the standard deviation in units of the [-1, 1] action. Raises `UsageError` unless `random` is in
+        [0, 1]."""
+        if not 0.0 <= random <= 1.0:
+            raise UsageError(f"the share of random actions must be in [0, 1], got {random}")
+        return cls(inner, jnp.float32(sigma), jnp.float32(random) if random else None)
 
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
-        k_inner, k_noise = jr.split(key)
+        k_inner, k_noise, *others = jr.split(key, 2 if self.random is None else 4)
         action = self.inner(obs, k_inner)
-        return jnp.clip(action + self.sigma * jr.normal(k_noise, action.shape), -1.0, 1.0)
+        action = jnp.clip(action + self.sigma * jr.normal(k_noise, action.shape), -1.0, 1.0)
+        if self.random is None:
+            return action
+        k_whether, k_any = others
+        anything = jr.uniform(k_any, action.shape, minval=-1.0, maxval=1.0)
+        return jnp.where(jr.bernoulli(k_whether, self.random, (*action.shape[:-1], 1)), anything, action)
 
 
 class Clip(AbstractPolicy):

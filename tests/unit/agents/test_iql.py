@@ -87,3 +87,17 @@ def test_discount_zero_leaves_the_reward(agent, batch, getkey):
 def test_actor_log_std_learns(agent, batch, getkey):
     new, _ = ref.update(agent, batch, getkey())
     assert np.all(new.actor.log_std != agent.actor.log_std)
+
+
+def test_moments_of_the_data_set_are_in_all_networks(spec, batch, getkey):
+    known = replace(spec, obs_mean=np.full(3, 5.0, np.float32), obs_std=np.full(3, 2.0, np.float32))
+    key = getkey()
+    plain, scaled = IQL.create(key, spec, CONFIG), IQL.create(key, known, replace(CONFIG, normalize_obs=True))
+    far = 5.0 + 2.001 * batch.obs
+    moved = replace(batch, obs=far, next_obs=5.0 + 2.001 * batch.next_obs)
+    np.testing.assert_allclose(scaled.policy(far, key), plain.policy(batch.obs, key), atol=1e-5)
+    (new, found), (_, wanted) = ref.update(scaled, moved, key), ref.update(plain, batch, key)
+    for name in ("value_loss", "critic_loss", "actor_loss"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4)
+    for net in ("actor", "critic", "value"):
+        ref.assert_untouched(getattr(new, net).inputs, getattr(scaled, net).inputs, "the moments")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from trimtab.core import Spec
+from trimtab.envs.rotation import DelayedRotation, Rotation
 from trimtab.nets.critic import Critic
 from trimtab.ops import goal_gradient, match
 
@@ -52,7 +53,7 @@ def test_match_by_hand():
     assert float(nothing) == 0.0 and np.isnan(metrics["cosine"])
 
 
-# What a gradient tells: environments with an unknown orthogonal U, and a model with V in its place
+# What a gradient tells: worlds with an unknown orthogonal U, and a model with V in its place
 
 
 N, GAMMA = 10, 0.9
@@ -67,8 +68,9 @@ def inner(a, b):
 
 
 class Linear:
-    """s' = s + U a, |a| <= 1, R(s', g) = g . s': the gradient of the reward by the goal is s'."""
+    """Rotation's values: the gradient of the reward by the goal is s'."""
 
+    world = Rotation
     weight = 1 / (1 - GAMMA)
 
     @staticmethod
@@ -76,15 +78,20 @@ class Linear:
         return inner(g, s + a @ v.T) / (1 - GAMMA) + GAMMA * norm(g) / (1 - GAMMA) ** 2
 
     @staticmethod
-    def target(v, s, a, g, u):
-        after = s + a @ u.T
+    def after(world, s, a, g):
+        """Where the world's steps lead."""
+        return jax.vmap(world.step, (0, 0, None))((s, g), a, jr.key(0))[1].obs["observation"]
+
+    @staticmethod
+    def target(v, world, after, g):
         best = (g / jnp.broadcast_to(norm(g)[:, None], g.shape)) @ v
-        return inner(g, after) + GAMMA * Linear.value(v, after, best, g)
+        return jax.vmap(world.reward)(after, g) + GAMMA * Linear.value(v, after, best, g)
 
 
 class Alternating:
-    """(x, 0) -> (0, x + U a) -> (x + U a, 0), R = g . (first half): steps that tell of U pay nothing."""
+    """DelayedRotation's values at (x, 0), from where a step pays nothing."""
 
+    world = DelayedRotation
     weight = GAMMA / (1 - GAMMA**2)
     free = GAMMA / (1 - GAMMA**2) ** 2  # what the best actions add for each unit of |g|
 
@@ -93,8 +100,14 @@ class Alternating:
         return GAMMA * inner(g, s + a @ v.T) / (1 - GAMMA**2) + GAMMA**2 * Alternating.free * norm(g)
 
     @staticmethod
-    def target(v, s, a, g, u):
-        after = s + a @ u.T
+    def after(world, s, a, g):
+        """The second half of where the world's steps lead."""
+        _, step = jax.vmap(world.step, (0, 0, None))((s, jnp.zeros_like(s), g), a, jr.key(0))
+        np.testing.assert_array_equal(step.reward, np.zeros(len(s)))
+        return step.obs["observation"][:, N:]
+
+    @staticmethod
+    def target(v, world, after, g):
         return GAMMA * (inner(g, after) / (1 - GAMMA**2) + GAMMA * Alternating.free * norm(g))
 
 
@@ -108,19 +121,21 @@ def sample(key, m):
     return s, a / jnp.broadcast_to(norm(a)[:, None], a.shape), g
 
 
-@pytest.mark.parametrize("world", [Linear, Alternating])
+@pytest.mark.parametrize("values", [Linear, Alternating])
 @pytest.mark.thorough
-def test_d_gradients_tell_what_takes_d_squared_values(world):
+def test_d_gradients_tell_what_takes_d_squared_values(values):
     with jax.enable_x64(True):
-        u, v = orthogonal(jr.key(0)), orthogonal(jr.key(1))
+        world = values.world(u=orthogonal(jr.key(0)))
+        u, v = world.u, orthogonal(jr.key(1))
 
         def errors(m):
             """How far from U the least squares solutions are: of `m` gradient errors, and of `m` value errors."""
             s, a, g = sample(jr.key(m), m)
-            q, q_slope = goal_gradient(lambda goal: world.value(v, s, a, goal)[None], g)
-            y, slope = goal_gradient(lambda goal: world.target(v, s, a, goal, u)[None], g)
+            after = values.after(world, s, a, g)
+            q, q_slope = goal_gradient(lambda goal: values.value(v, s, a, goal)[None], g)
+            y, slope = goal_gradient(lambda goal: values.target(v, world, after, goal)[None], g)
             # For any orthogonal V the errors collapse to linear ones in V.
-            vectors, scalars = (q_slope - slope)[0] / world.weight, (q - y)[0] / world.weight
+            vectors, scalars = (q_slope - slope)[0] / values.weight, (q - y)[0] / values.weight
             np.testing.assert_allclose(vectors, a @ (v - u).T, atol=1e-10)
             np.testing.assert_allclose(scalars, inner(g, a @ (v - u).T), atol=1e-9)
             # So V a - vectors is U a, and g . V a - scalars is g . U a, from which U is found.

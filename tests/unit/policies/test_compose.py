@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimtab.core import AbstractPolicy, Spec
+from trimtab.core import AbstractPolicy, Spec, UsageError
 from trimtab.nets import Critic
 from trimtab.policies import BestOfN, Clip, Deterministic, Gaussian, Noisy, SoftmaxOfN, TanhGaussian, Uniform
 
@@ -30,6 +30,18 @@ def test_noisy_has_its_deviation(getkey):
 def test_noisy_stays_in_range(getkey):
     actions = np.asarray(Noisy.create(Constant(jnp.array([0.9, -0.9])), 2.0)(jnp.zeros((100, 3)), getkey()))
     assert actions.min() == -1.0 and actions.max() == 1.0
+
+
+def test_a_share_of_actions_is_uniform(getkey):
+    inner = Constant(jnp.array([0.9, -0.9]))
+    actions = np.asarray(Noisy.create(inner, 0.0, 0.3)(jnp.zeros((20_000, 3)), getkey()))
+    drawn = (actions != np.asarray(inner.action)).all(1)
+    np.testing.assert_array_equal(drawn, (actions != np.asarray(inner.action)).any(1))  # the whole action or nothing
+    assert drawn.mean() == pytest.approx(0.3, abs=0.015)
+    np.testing.assert_allclose(actions[drawn].mean(0), [0, 0], atol=0.03)
+    np.testing.assert_allclose(actions[drawn].std(0), [3**-0.5] * 2, rtol=0.03)
+    with pytest.raises(UsageError, match="share of random actions"):
+        Noisy.create(inner, 0.1, 1.5)
 
 
 def test_noisy_without_sigma_is_its_inner_policy(spec, make_obs, getkey):
