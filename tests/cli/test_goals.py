@@ -47,7 +47,7 @@ def test_the_same_world_on_the_host_is_resumed(tmp_path):
     assert (run / "DONE").exists()
 
 
-@pytest.mark.parametrize("name", ["FetchReach-v4", "FetchPush-v4"])
+@pytest.mark.parametrize("name", ["FetchReach-v4", pytest.param("FetchPush-v4", marks=pytest.mark.thorough)])
 def test_a_gymnasium_environment_with_goals(tmp_path, name):
     pytest.importorskip("gymnasium_robotics")
     args = f"ddpg --env gymnasium_robotics:{name} --her future --steps 120 --log-freq 60 --eval-freq 0"
