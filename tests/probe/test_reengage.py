@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 SHARED: dict[str, Any] = dict(gamma=0.95, learning_starts=1_000, buffer_size=20_000)
 NOISY: dict[str, Any] = SHARED | dict(exploration_noise=0.03)
+ROBOT: dict[str, Any] = dict(exploration_noise=0.2, random_actions=0.3, action_l2=1.0)
 SEEDS = (0, 1, 2, 3, 4)
 CONFIGS = {
     "ddpg": ddpg.Config,
@@ -116,7 +117,7 @@ def test_sets_of_goals(tmp_path):
 def test_a_robot_reaches(agent, tmp_path):
     pytest.importorskip("gymnasium_robotics")
     match: dict[str, Any] = dict(goal_scale="std", goal_match=0.1) if agent == "reengage" else {}
-    sizes: dict[str, Any] = dict(learning_rate=1e-3, batch_size=256, **(SHARED | dict(exploration_noise=0.1)))
+    sizes: dict[str, Any] = dict(learning_rate=1e-3, batch_size=256, **SHARED, **ROBOT)
     env, options = "gymnasium_robotics:FetchReach-v4", dict(seeds=(0, 1, 2), every=4_000)
     found = learn(agent, env, 20_000, tmp_path, **options, **sizes, **match)
     assert (found[:, -1] >= 0.95).all()

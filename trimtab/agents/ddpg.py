@@ -2,7 +2,7 @@
 
     y    = r + gamma d Qbar(s', pibar(s')),  d = discount
     L_Q  = E[ (Q(s, a) - y)^2 ]
-    L_pi = -E[ Q(s, pi(s)) ]
+    L_pi = -E[ Q(s, pi(s)) ] + w E[ mean_j pi(s)_j^2 ],  w = action_l2, 0 unless set
 
 Order in one update: the critic with the old targets, the actor with the new critic, both targets last.
 Metrics: critic_loss, critic_mean E[Q(s, a)]; actor_loss, actor_saturation share of |pi(s)| > 0.99; *_grad_norm the
@@ -41,7 +41,9 @@ class Config:
     exploration_noise: float = 0.1
     """standard deviation of the noise on collected actions."""
     random_actions: float = 0.0
-    """share of collected actions that are uniform random; 0.3 for robots in hindsight\'s own experiments."""
+    """share of collected actions that are uniform random; 0.3 for robots in hindsight's own code."""
+    action_l2: float = 0.0
+    """weight of E[ mean_j pi(s)_j^2 ] in the actor's loss, against saturated actions; 1 for robots in that code."""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of actor and critic."""
     critic_norm: str | None = None
@@ -123,4 +125,7 @@ class DDPG(AbstractAgent):
     def _actor_loss(self, actor: Deterministic, critic: Critic, batch: Transition):
         action = actor(batch.obs)
         saturation = (jnp.abs(action) > 0.99).mean(dtype=jnp.float32)
-        return -critic(batch.obs, action)[0].mean(), {"saturation": saturation}
+        loss = -critic(batch.obs, action)[0].mean()
+        if self.config.action_l2:
+            loss = loss + self.config.action_l2 * jnp.square(action).mean()
+        return loss, {"saturation": saturation}

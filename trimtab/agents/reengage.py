@@ -7,7 +7,7 @@ numbers more to learn from. Observations s have three parts, of which g is `desi
     G_y  = d/dg [ gamma d Qbar(s', pibar(s', g), g) ]   through Qbar's goal and through pibar's   (2)
     G_q  = d/dg Q(s, a, g)                                                                        (3)
     L_Q  = E[ (Q(s, a, g) - y)^2 ] + alpha E[ m mean_i sigma_i^2 (G_q,i - G_y,i)^2 ]              (4)
-    L_pi = -E[ Q(s, pi(s, g), g) ]                                                                (5)
+    L_pi = -E[ Q(s, pi(s, g), g) ] + w E[ mean_j pi(s, g)_j^2 ],  w = action_l2, 0 unless set     (5)
 
 m = 1 where r is the reward of a goal that was not reached, else 0: there the reward has gradient 0 by g, while at its
 jump it has none. sigma_i = 1, or with `goal_scale` "std" the standard deviation of the i-th number of all goals seen.
@@ -70,7 +70,9 @@ class Config:
     exploration_noise: float = 0.03
     """standard deviation of the noise on collected actions."""
     random_actions: float = 0.0
-    """share of collected actions that are uniform random; 0.3 for robots in hindsight\'s own experiments."""
+    """share of collected actions that are uniform random; 0.3 for robots in hindsight's own code."""
+    action_l2: float = 0.0
+    """weight of E[ mean_j pi(s)_j^2 ] in the actor's loss, against saturated actions; 1 for robots in that code."""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of actor and critic."""
     critic_norm: str | None = None
@@ -175,4 +177,7 @@ class ReenGAGE(AbstractAgent):
     def _actor_loss(self, actor: Deterministic, critic: Critic, batch: Transition):  # (5)
         action = actor(batch.obs)
         saturation = (jnp.abs(action) > 0.99).mean(dtype=jnp.float32)
-        return -critic(batch.obs, action)[0].mean(), {"saturation": saturation}
+        loss = -critic(batch.obs, action)[0].mean()
+        if self.config.action_l2:
+            loss = loss + self.config.action_l2 * jnp.square(action).mean()
+        return loss, {"saturation": saturation}

@@ -156,7 +156,7 @@ def hand(seeds: range, steps: int = 50 * 50 * 2 * 50 * 19) -> list[Job]:
     as many batches of 256, forty for every 1,900 steps. Not the paper's: inputs are not normalised."""
     env = "gymnasium_robotics:HandReach-v3"
     shared: dict[str, Any] = dict(gamma=0.98, tau=0.05, learning_rate=1e-3, batch_size=19 * 256)
-    noise: dict[str, Any] = dict(exploration_noise=0.2, random_actions=0.3, learning_starts=1_900)
+    noise: dict[str, Any] = dict(exploration_noise=0.2, random_actions=0.3, action_l2=1.0, learning_starts=1_900)
     sizes: dict[str, Any] = dict(hidden=(256, 256, 256), **noise, **shared)
     configs: dict[str, tuple[str, Any]] = {
         "DDPG": ("ddpg", ddpg.Config(**sizes)),

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.agents import reference as ref
 from trimtab.agents.ddpg import DDPG, Config
 
-CONFIG = Config(learning_rate=ref.RATE, gamma=ref.GAMMA, tau=ref.TAU, hidden=(8,), exploration_noise=0.3)
+CONFIG = Config(learning_rate=ref.RATE, gamma=ref.GAMMA, tau=ref.TAU, hidden=(8,), exploration_noise=0.3, action_l2=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,12 @@ def test_update_is_the_equations(agent, batch, getkey):
         critic_loss, critic_norm, critic = ref.first_step(
             lambda q: ref.mean_square(q(rows.obs, rows.action), y), old.critic
         )
-        actor_loss, actor_norm, actor = ref.first_step(lambda pi: -critic(rows.obs, pi(rows.obs)).mean(), old.actor)
+
+        def actor_objective(pi):
+            action = pi(rows.obs)
+            return -critic(rows.obs, action).mean() + 0.7 * (action**2).mean()
+
+        actor_loss, actor_norm, actor = ref.first_step(actor_objective, old.actor)
         expected = {
             "critic_loss": critic_loss,
             "critic_grad_norm": critic_norm,

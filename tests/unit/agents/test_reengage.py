@@ -17,7 +17,7 @@ from trimtab.core import DESIRED, Spec, UsageError
 
 ALPHA = 0.7
 SHARED = dict(learning_rate=ref.RATE, gamma=ref.GAMMA, tau=ref.TAU, hidden=(8,))
-CONFIG = reengage.Config(**SHARED, goal_match=ALPHA)
+CONFIG = reengage.Config(**SHARED, goal_match=ALPHA, action_l2=0.7)
 SIZE = 3
 """Numbers of a goal."""
 
@@ -72,7 +72,8 @@ def test_update_is_the_equations(goal_spec, rows, getkey):
         # The weight of a mean over the goal's numbers: ALPHA / SIZE of the squared norm.
         loss = lambda q: td(q) + ALPHA / SIZE * apart(q)[0]
         critic_loss, critic_norm, critic = ref.first_step(loss, old.critic)
-        actor_loss, actor_norm, actor = ref.first_step(lambda pi: -critic(b.obs, pi(b.obs)).mean(), old.actor)
+        objective = lambda pi: -critic(b.obs, pi(b.obs)).mean() + 0.7 * (pi(b.obs) ** 2).mean()
+        actor_loss, actor_norm, actor = ref.first_step(objective, old.actor)
         matched, found = apart(old.critic)
         on, length = mask == 1.0, lambda x: np.linalg.norm(np.asarray(x), axis=-1)
         cosine = np.asarray((found * wanted).sum(-1)) / np.maximum(length(found) * length(wanted), 1e-12)
@@ -148,7 +149,7 @@ def all_equal(a, b) -> bool:
 
 def with_and_without(goal_spec, rows):
     """DDPG, and ReenGAGE that does not match, after three updates each; the names of what both hold."""
-    a = ddpg.DDPG.create(jr.key(0), goal_spec, ddpg.Config(**SHARED))
+    a = ddpg.DDPG.create(jr.key(0), goal_spec, ddpg.Config(**SHARED, action_l2=0.7))
     b = reengage.ReenGAGE.create(jr.key(0), goal_spec, dataclasses.replace(CONFIG, goal_match=0.0))
     for i in range(3):
         a, _ = ref.update(a, rows, jr.key(i))
