@@ -1,9 +1,9 @@
 """ContinuousSeek with 10 numbers: environment steps per second of DDPG with hindsight, the world in the compiled loop
 against the same world written in NumPy and stepped by a Gymnasium loop; and what ReenGAGE's update costs beside DDPG's.
 
-Cases: `one` makes an update for each step, `many` steps 64 copies for each update, `wide` 256. Where updates are as many
-as steps they take the time, in either loop; the claim (5 times) is for `wide`. `update` counts updates alone, on one
-batch of 256 that stays: the claim (3 times DDPG's time) is for it.
+Cases: `one` makes an update for each step, `many` steps 64 copies for each update, `wide` 256. Where there are as many
+updates as steps they take the time, in either loop; the claim (5 times) is for `wide`. `update` counts updates alone,
+on one batch of 256 that stays: the claim (3 times DDPG's time) is for it.
 """
 
 import sys
