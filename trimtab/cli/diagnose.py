@@ -100,7 +100,7 @@ def largest_reward(source: Any, state: Any) -> float:
     held = [x.reward for x in jax.tree.leaves((source, state), is_leaf=is_rows) if is_rows(x)]
     if isinstance(source, StreamSource):
         held += blocks(source.stream.rewards)
-    return max(float(np.abs(np.asarray(reward)).max(initial=0.0)) for reward in held)
+    return max((float(np.abs(np.asarray(reward)).max(initial=0.0)) for reward in held), default=0.0)
 
 
 def _arrays(values: dict[str, float]) -> dict[str, list[float]]:
