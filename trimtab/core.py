@@ -240,6 +240,13 @@ def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
         raise UsageError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
+def require_share(config: Any, name: str) -> None:
+    """Raises `UsageError` unless the config's field of that name is in [0, 1]."""
+    value = getattr(config, name)
+    if not 0.0 <= value <= 1.0:
+        raise UsageError(f"{name} must be between 0 and 1, got {value}")
+
+
 def require_continuous(spec: Spec, agent: str) -> None:
     """Raises `UsageError` if `spec` has discrete actions, which `agent` cannot take."""
     if spec.discrete:

@@ -64,6 +64,11 @@ def test_a_gymnasium_environment_with_goals(tmp_path, name):
         ("sac --env trimtab/ContinuousSeek5-v0 --her past", "choose one of future, final, episode"),
         ("ddpg --env trimtab/NoisySeek-v0 --her future", "2 numbers are achieved and 600 are desired"),
         ("td3-bc --env trimtab/ContinuousSeek5-v0 --her future --her-k 0", "her-k must be at least 1, got 0"),
+        ("ddpg --env trimtab/ContinuousSeek5-v0 --agent.random-actions 1.5", "random_actions must be between 0 and 1"),
+        (
+            "reengage --env trimtab/ContinuousSeek5-v0 --agent.random-actions -1",
+            "random_actions must be between 0 and 1",
+        ),
         ("sac --env trimtab/ContinuousSeek5-v0 --her future --num-envs 60", "buffer_size must be at least 600"),
     ],
 )

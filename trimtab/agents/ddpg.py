@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous, require_share
 from trimtab.nets.critic import Critic
 from trimtab.ops import copy, descend, polyak, td_target
 from trimtab.policies.compose import Noisy
@@ -71,8 +71,9 @@ class DDPG(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "DDPG":
-        """A fresh agent. Raises `UsageError` for discrete actions."""
+        """A fresh agent. Raises `UsageError` for discrete actions, or a share of random ones outside [0, 1]."""
         require_continuous(spec, "ddpg")
+        require_share(config, "random_actions")
         k_actor, k_critic = jr.split(key)
         actor = Deterministic.create(spec, config.hidden, k_actor)
         critic = Critic.create(

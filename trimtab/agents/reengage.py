@@ -43,6 +43,7 @@ from trimtab.core import (
     UsageError,
     require_continuous,
     require_goals,
+    require_share,
 )
 from trimtab.nets.critic import Critic
 from trimtab.nets.running import RunningStd
@@ -105,6 +106,7 @@ class ReenGAGE(AbstractAgent):
         """A fresh agent. Raises `UsageError` for discrete actions, observations without goals, or an unknown scale."""
         require_continuous(spec, "reengage")
         require_goals(spec, "reengage")
+        require_share(config, "random_actions")
         if config.goal_scale not in ("none", "std"):
             raise UsageError(f"unknown goal_scale {config.goal_scale!r}: choose none or std")
         k_actor, k_critic = jr.split(key)
