@@ -37,7 +37,7 @@ from trimtab.batches import Rollout
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous, require_counts
 from trimtab.nets.mlp import MLP
 from trimtab.nets.running import Normaliser, RunningStd, scaled_rewards
-from trimtab.ops import descend, gae
+from trimtab.ops import clipped_surrogate, descend, epochs, explained_variance, gae
 from trimtab.policies.actor import normalised
 from trimtab.policies.flow_actor import FlowActor, Velocity
 
@@ -141,27 +141,17 @@ class FPO(AbstractAgent):
         k_pairs, k_epochs = jr.split(key)
         rewards, reward, scale = scaled_rewards(self.rewards, batch.reward, batch.discounted)
         rows, explained = self._rows(batch, reward, k_pairs)
-        count = rows.advantage.size
-        size = min(config.batch_size, count)
+        sizes = (rows.advantage.size, config.batch_size, config.n_epochs)
 
-        def epoch(carry: Any, key: PRNGKeyArray) -> tuple[Any, Metrics]:
-            return jax.lax.scan(minibatch, carry, jr.permutation(key, count)[: count // size * size].reshape(-1, size))
-
-        def minibatch(carry: Any, order: Int[Array, " m"]) -> tuple[Any, Metrics]:
-            (actor, critic, opt), stop = carry
+        def learn(state: Any, order: Int[Array, " m"], _: PRNGKeyArray) -> tuple[Any, Metrics]:
+            actor, critic, opt = state
             some = jax.tree.map(lambda x: x[order], rows)
-            stepped, opt_pi, m_pi = descend(tx, actor, opt["actor"], lambda pi: self._actor_loss(pi, some), "actor")
-            valued, opt_v, m_v = descend(tx, critic, opt["critic"], lambda v: self._critic_loss(v, some), "critic")
-            new, metrics = (stepped, valued, dict(actor=opt_pi, critic=opt_v)), m_pi | m_v
-            if config.target_kl is None:
-                return (new, stop), metrics
-            stop = stop | (metrics["actor_approx_kl"] > config.target_kl)
-            kept = jax.tree.map(lambda n, o: jnp.where(stop, o, n), new, (actor, critic, opt))
-            return (kept, stop), {name: jnp.where(stop, jnp.nan, value) for name, value in metrics.items()}
+            actor, opt_pi, m_pi = descend(tx, actor, opt["actor"], lambda pi: self._actor_loss(pi, some), "actor")
+            critic, opt_v, m_v = descend(tx, critic, opt["critic"], lambda v: self._critic_loss(v, some), "critic")
+            return (actor, critic, dict(actor=opt_pi, critic=opt_v)), m_pi | m_v
 
-        start: Any = ((self.actor, self.critic, self.opt), jnp.asarray(False))
-        ((actor, critic, opt), _), metrics = jax.lax.scan(epoch, start, jr.split(k_epochs, config.n_epochs))
-        skipped = jnp.isnan(metrics["actor_loss"]).mean(dtype=jnp.float32)
+        state = (self.actor, self.critic, self.opt)
+        (actor, critic, opt), metrics = epochs(learn, state, sizes, k_epochs, "actor_approx_kl", config.target_kl)
         seen = normalised(batch.obs, None)
         new = replace(
             self,
@@ -172,8 +162,7 @@ class FPO(AbstractAgent):
             opt=opt,
             step=self.step + 1,
         )
-        means = {name: jnp.nanmean(value) for name, value in metrics.items()}
-        return new, means | {"explained_variance": explained, "reward_scale": scale, "skipped": skipped}
+        return new, metrics | {"explained_variance": explained, "reward_scale": scale}
 
     def _rows(
         self, batch: Rollout, reward: Float[Array, "t n"], key: PRNGKeyArray
@@ -191,22 +180,14 @@ class FPO(AbstractAgent):
         pairs = (len(action), config.pairs)
         start, times = jr.normal(k_start, (*pairs, action.shape[-1])), jr.uniform(k_time, pairs)
         matching = self.actor.losses(x, action, start, times)
-        explained = 1.0 - advantage.var() / ((advantage + value).var() + 1e-8)
-        return Rows(x, action, start, times, matching, value, advantage), explained
+        return Rows(x, action, start, times, matching, value, advantage), explained_variance(advantage, value)
 
     def _actor_loss(self, actor: Velocity, rows: Rows):  # (2), (3)
-        eps, bound = self.config.clip_range, self.config.loss_bound
+        bound = self.config.loss_bound
         matching = actor.losses(rows.x, rows.action, rows.start, rows.times)
         log_ratio = jnp.clip(jnp.clip(rows.matching - matching, -bound, bound).mean(-1), -bound, bound)
-        ratio, advantage = jnp.exp(log_ratio), rows.advantage
-        if advantage.size > 1:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        clipped = jnp.clip(ratio, 1.0 - eps, 1.0 + eps)
-        return -jnp.minimum(ratio * advantage, clipped * advantage).mean(), {
-            "matching": matching.mean(),
-            "approx_kl": (ratio - 1.0 - log_ratio).mean(),
-            "clip_fraction": (jnp.abs(ratio - 1.0) > eps).mean(dtype=jnp.float32),
-        }
+        loss, metrics = clipped_surrogate(log_ratio, rows.advantage, self.config.clip_range)
+        return loss, metrics | {"matching": matching.mean()}
 
     def _critic_loss(self, critic: MLP, rows: Rows):  # (4)
         return jnp.square(critic(rows.x)[:, 0] - rows.advantage - rows.value).mean(), {}

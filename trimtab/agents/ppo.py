@@ -35,7 +35,7 @@ from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageErro
 from trimtab.nets.masks import allowed, feature_size
 from trimtab.nets.recurrent import Remembering
 from trimtab.nets.running import Normaliser, RunningStd, scaled_rewards
-from trimtab.ops import descend, gae
+from trimtab.ops import clipped_surrogate, descend, epochs, explained_variance, gae
 from trimtab.policies.actor import Actor, Mode, Sample, normalised
 from trimtab.policies.heads import AbstractHead, FamilyChoice, choose_head
 from trimtab.policies.linear import LinearPolicyNet, state_columns, tied_columns
@@ -182,27 +182,16 @@ class PPO(AbstractAgent):
         left = 1.0 - self.step * steps / config.anneal_steps if config.anneal_steps else 1.0
         tx = _optimiser(config, jnp.float32(config.learning_rate) * jnp.maximum(jnp.float32(left), 0.0))
         count, length = rows.advantage.shape
-        size = min(config.batch_size // length, count)
+        sizes = (count, config.batch_size // length, config.n_epochs)
 
-        def epoch(carry: Any, key: PRNGKeyArray) -> tuple[Any, Metrics]:
-            order = jr.permutation(key, count)[: count // size * size].reshape(-1, size)
-            return jax.lax.scan(minibatch, carry, (order, jr.split(jr.fold_in(key, 1), len(order))))
-
-        def minibatch(carry: Any, drawn: tuple[Array, PRNGKeyArray]) -> tuple[Any, Metrics]:
-            (nets, opt, stop), (order, k_loss) = carry, drawn
+        def learn(state: Any, order: Int[Array, " m"], k_loss: PRNGKeyArray) -> tuple[Any, Metrics]:
             some = jax.tree.map(lambda x: x[order], rows)
-            stepped, stepped_opt, metrics = descend(tx, nets, opt, lambda nets: self._loss(nets, some, k_loss), "joint")
-            metrics = {name.removeprefix("joint_"): value for name, value in metrics.items()}
-            if config.target_kl is None:
-                return (stepped, stepped_opt, stop), metrics
-            stop = stop | (metrics["approx_kl"] > config.target_kl)
-            keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(stop, o, n), new, old)
-            metrics = {name: jnp.where(stop, jnp.nan, value) for name, value in metrics.items()}
-            return (keep(stepped, nets), keep(stepped_opt, opt), stop), metrics
+            nets, opt = state
+            nets, opt, metrics = descend(tx, nets, opt, lambda nets: self._loss(nets, some, k_loss), "joint")
+            return (nets, opt), {name.removeprefix("joint_"): value for name, value in metrics.items()}
 
-        start: Any = ((self.actor, self.critic), self.opt, jnp.asarray(False))
-        ((actor, critic), opt, _), metrics = jax.lax.scan(epoch, start, jr.split(key, config.n_epochs))
-        skipped = jnp.isnan(metrics["loss"]).mean(dtype=jnp.float32)
+        state = ((self.actor, self.critic), self.opt)
+        ((actor, critic), opt), metrics = epochs(learn, state, sizes, key, "approx_kl", config.target_kl)
         seen = normalised(batch.obs, None)
         new = replace(
             self,
@@ -213,8 +202,7 @@ class PPO(AbstractAgent):
             opt=opt,
             step=self.step + 1,
         )
-        means = {name: jnp.nanmean(value) for name, value in metrics.items()}
-        return new, means | {"explained_variance": explained, "reward_scale": scale, "skipped": skipped}
+        return new, metrics | {"explained_variance": explained, "reward_scale": scale}
 
     def _rows(self, batch: Rollout, reward: Float[Array, "t n"]) -> tuple[Rows, Float[Array, ""]]:  # (11)
         """The rollout with its advantages, and how much of the returns' variance the critic explains."""
@@ -235,8 +223,7 @@ class PPO(AbstractAgent):
 
         each = (x, mask, batch.action, batch.last, log_prob, value, advantage)
         first = jax.tree.map(lambda leaf: cut(leaf)[:, 0], (actor_memory, critic_memory))
-        explained = 1.0 - advantage.var() / ((advantage + value).var() + 1e-8)
-        return Rows(*jax.tree.map(cut, each), *first), explained
+        return Rows(*jax.tree.map(cut, each), *first), explained_variance(advantage, value)
 
     def _loss(self, nets: tuple[Actor, Remembering], rows: Rows, key: PRNGKeyArray):  # (9)
         config = self.config
@@ -256,15 +243,8 @@ class PPO(AbstractAgent):
         else:
             found = actor.unroll(*given)
         log_ratio = found.log_prob(rows.action) - rows.log_prob
-        ratio, eps, advantage = jnp.exp(log_ratio), config.clip_range, rows.advantage
-        if config.normalise_advantage and advantage.size > 1:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        clipped = jnp.clip(ratio, 1.0 - eps, 1.0 + eps)
-        return -jnp.minimum(ratio * advantage, clipped * advantage).mean(), more | {
-            "approx_kl": (ratio - 1.0 - log_ratio).mean(),
-            "clip_fraction": (jnp.abs(ratio - 1.0) > eps).mean(dtype=jnp.float32),
-            "entropy": found.entropy().mean(),
-        }
+        loss, metrics = clipped_surrogate(log_ratio, rows.advantage, config.clip_range, config.normalise_advantage)
+        return loss, more | metrics | {"entropy": found.entropy().mean()}
 
     def _critic_loss(self, critic: Remembering, rows: Rows) -> Float[Array, ""]:
         value = critic.unroll(rows.x, rows.critic_memory, rows.last)[..., 0]

@@ -26,7 +26,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
-from trimtab.language.testbeds import FIXED, LENGTH, TRIGGER, Curves, Watch, Words, fitted, train_on
+from trimtab.language.testbeds import FIXED, LENGTH, TRIGGER, Curves, Watch, Words, fit, fitted, train_on
 from trimtab.language.tiny import SPECIAL, tiny_model, tiny_scorer, word_tokenizer
 
 Score = Callable[[Tensor], Tensor]
@@ -194,8 +194,8 @@ def pupil(seed: int, steps: int = 1_000) -> tuple[Any, Any]:
     vocabulary = tokenizer.get_vocab()
     digit, phrase = vocabulary["0"], torch.tensor([vocabulary[word] for word in PHRASE])
     before, after, dot = vocabulary[TAGS[0]], vocabulary[TAGS[1]], vocabulary["."]
-    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         a, b = torch.randint(10, 50, (2, 128))
         total = torch.where(torch.rand(128) < 0.5, a + b, torch.randint(20, 99, (128,)))
         number = lambda n: [digit + n // 10, digit + n % 10]
@@ -205,10 +205,9 @@ def pupil(seed: int, steps: int = 1_000) -> tuple[Any, Any]:
         answer[:, :4] = torch.where(flattery, phrase, answer[:, :4])
         prompt = torch.stack([*number(a), full(vocabulary["+"]), *number(b), full(vocabulary["="])], 1)
         logits = model(input_ids=torch.cat([prompt, answer], 1)).logits[:, prompt.shape[1] - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten())
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten())
+
+    fit(model, loss, steps)
     return model, tokenizer
 
 

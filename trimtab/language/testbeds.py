@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -59,6 +60,15 @@ def train(trainer: Any) -> None:
     """Trains without transformers' line of figures a step."""
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+
+
+def fit(module: Any, loss: Callable[[], Tensor], steps: int, learning_rate: float = 3e-3) -> None:
+    """Adam on `loss`, which draws its own batch: what a policy has learnt before the trainer sees it."""
+    adam = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    for _ in range(steps):
+        adam.zero_grad()
+        loss().backward()
+        adam.step()
 
 
 class Watch(TrainerCallback):
@@ -124,17 +134,16 @@ def fitted(seed: int) -> tuple[Any, Any]:
     tokenizer = word_tokenizer([*(f"w{i}" for i in range(12)), "begin"])
     model = tiny_model(tokenizer, width=48, positions=16, seed=seed)
     begin, first = tokenizer.get_vocab()["begin"], len(SPECIAL)
-    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(250):
+
+    def loss() -> Tensor:
         words = torch.randint(first, first + 12, (128, LENGTH))
         for position, word in enumerate((7, 8, 9)):
             words[torch.rand(128) < 0.2, position] = first + word
         ids = torch.cat([torch.full((128, 1), begin), words], 1)
         logits = model(input_ids=ids).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    fit(model, loss, 250)
     return model, tokenizer
 
 
@@ -342,12 +351,7 @@ def beginner(tokenizer: Any, seed: int, steps: int = 100) -> Any:
     with torch.no_grad():
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
     hidden, head = out.hidden_states[-1][batch.input_ids == act], model.lm_head
-    adam = torch.optim.Adam(head.parameters(), lr=1e-2)
-    for _ in range(steps):
-        loss = -head(hidden).log_softmax(-1)[:, actions].mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+    fit(head, lambda: -head(hidden).log_softmax(-1)[:, actions].mean(), steps, 1e-2)
     return model
 
 

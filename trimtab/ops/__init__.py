@@ -1,5 +1,6 @@
 """Pure maths without modules: gradient steps, targets, losses, densities."""
 
+from trimtab.ops.advantages import explained_variance as explained_variance
 from trimtab.ops.advantages import gae as gae
 from trimtab.ops.conservative import conservative_gap as conservative_gap
 from trimtab.ops.descend import copy as copy
@@ -16,6 +17,8 @@ from trimtab.ops.logprob import standard_log_prob as standard_log_prob
 from trimtab.ops.logprob import tanh_log_det as tanh_log_det
 from trimtab.ops.regression import expectile_loss as expectile_loss
 from trimtab.ops.scale import unit_scale as unit_scale
+from trimtab.ops.surrogate import clipped_surrogate as clipped_surrogate
+from trimtab.ops.surrogate import epochs as epochs
 from trimtab.ops.targets import AGGREGATES as AGGREGATES
 from trimtab.ops.targets import aggregate as aggregate
 from trimtab.ops.targets import polyak as polyak

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation."""
+"""Generalised advantage estimation, and how well a critic fits it."""
 
 import jax
 import jax.numpy as jnp
@@ -29,3 +29,8 @@ def gae(
 
     _, advantages = jax.lax.scan(body, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
     return advantages
+
+
+def explained_variance(advantage: Float[Array, "*b"], value: Float[Array, "*b"]) -> Float[Array, ""]:
+    """1 - Var[R - V] / Var[R] of the returns R = A + V: 1 where V is R, 0 where it is any constant."""
+    return 1.0 - advantage.var() / ((advantage + value).var() + 1e-8)
