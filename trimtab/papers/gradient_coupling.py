@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.language import require
-from trimtab.papers.recipe import Results, plot_panels
+from trimtab.papers.recipe import Results, plot_panels, run_beds
 from trimtab.run.folder import replace_text
 
 DOORS = "DoorWorld-1, unseen rooms and objects"
@@ -54,11 +54,11 @@ def reproduce(scale: str, out: Path) -> Results:
     results = Results("gradient-coupling", scale)
     seeds = {"smoke": (0,), "small": (0, 1, 2), "paper": tuple(range(10))}[scale]
     if scale == "smoke":
-        doors(results, FEW, seeds, out / "doors.png", steps=100)
+        doors(results, FEW, seeds, out, steps=100)
     else:
-        doors(results, METHODS | WEIGHTS, seeds, out / "doors.png")
+        doors(results, METHODS | WEIGHTS, seeds, out)
         judge(results, LEARNT)
-        corridors(results, seeds, out / "corridors.png")
+        corridors(results, seeds, out)
     judge(results, COUPLED)
     if scale == "paper":
         replace_text(out / "commands.txt", COMMANDS)
@@ -68,23 +68,23 @@ def reproduce(scale: str, out: Path) -> Results:
 
 
 def doors(
-    results: Results, methods: dict[str, dict[str, Any]], seeds: tuple[int, ...], path: Path, steps: int = 300
+    results: Results, methods: dict[str, dict[str, Any]], seeds: tuple[int, ...], out: Path, steps: int = 300
 ) -> None:
     """The last point of each curve, and the cosines at step 100; every seed reported."""
-    from trimtab.language.testbeds import Curves, Doors, door_world
+    from trimtab.language.testbeds import Doors, door_world
 
-    found: dict[str, list[Curves]] = {}
-    for name, setting in methods.items():
-        for seed in seeds:
-            curves = door_world(Doors(seed=seed, steps=steps, **setting))
-            found.setdefault(name, []).append(curves)
-            for metric in ("right_open", "right_key", "right_nokey", "minority", "go_locked"):
-                results.add(DOORS, name, seed, metric, curves[metric][-1])
-            at = curves["step"].index(100.0)
-            for metric in ("hidden_cosine", "gradient_cosine"):
-                results.add(DOORS, name, seed, f"{metric}, step 100", curves[metric][at])
-            print(f"{name}, seed {seed}: minority {curves['minority'][-1]:.3f}", flush=True)
-    plot_panels(found, ("minority", "go_locked", "hidden_cosine", "gradient_cosine"), path)
+    settings = {
+        (name, seed): Doors(seed=seed, steps=steps, **setting) for name, setting in methods.items() for seed in seeds
+    }
+    found = run_beds("doors", door_world, settings, out)
+    for (name, seed), curves in found.items():
+        for metric in ("right_open", "right_key", "right_nokey", "minority", "go_locked"):
+            results.add(DOORS, name, seed, metric, curves[metric][-1])
+        at = curves["step"].index(100.0)
+        for metric in ("hidden_cosine", "gradient_cosine"):
+            results.add(DOORS, name, seed, f"{metric}, step 100", curves[metric][at])
+    metrics = ("minority", "go_locked", "hidden_cosine", "gradient_cosine")
+    plot_panels(found, metrics, out / "doors.png")
 
 
 def judge(results: Results, claims: tuple[tuple[str, str, float, bool], ...]) -> None:
@@ -95,19 +95,17 @@ def judge(results: Results, claims: tuple[tuple[str, str, float, bool], ...]) ->
         results.check(name, value > threshold if above else value < threshold, value, threshold)
 
 
-def corridors(results: Results, seeds: tuple[int, ...], path: Path) -> None:
+def corridors(results: Results, seeds: tuple[int, ...], out: Path) -> None:
     """Success and bumps after training, every seed reported."""
-    from trimtab.language.testbeds import Corridor, Curves, corridor
+    from trimtab.language.testbeds import Corridor, corridor
 
-    found: dict[str, list[Curves]] = {}
-    for name, coef in (("GRPO", 0.0), ("GRPO + GCD", 0.5)):
-        for seed in seeds:
-            curves = corridor(Corridor(coef=coef, seed=seed))
-            found.setdefault(name, []).append(curves)
-            for metric in ("success", "bumps"):
-                results.add(CORRIDOR, name, seed, metric, curves[metric][-1])
-            print(f"{name}, seed {seed}: success {curves['success'][-1]:.3f}", flush=True)
-    plot_panels(found, ("success", "bumps"), path)
+    methods = {"GRPO": 0.0, "GRPO + GCD": 0.5}
+    settings = {(name, seed): Corridor(coef=coef, seed=seed) for name, coef in methods.items() for seed in seeds}
+    found = run_beds("corridors", corridor, settings, out)
+    for (name, seed), curves in found.items():
+        for metric in ("success", "bumps"):
+            results.add(CORRIDOR, name, seed, metric, curves[metric][-1])
+    plot_panels(found, ("success", "bumps"), out / "corridors.png")
     gain = mean(results, CORRIDOR, "GRPO + GCD", "success") - mean(results, CORRIDOR, "GRPO", "success")
     results.check("DoorWorld-N: gain in success by GCD", gain > 0.2, gain, 0.2)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.language import require
-from trimtab.papers.recipe import Results, plot_panels
+from trimtab.papers.recipe import Curves, Results, plot_panels, run_beds
 from trimtab.run.folder import replace_text
 
 T1, T2 = "T1, exact", "T2, tiny language model"
@@ -56,7 +56,7 @@ def reproduce(scale: str, out: Path) -> Results:
     results = Results("gradient-regularization", scale)
     seeds = {"smoke": (0,), "small": (0, 1), "paper": tuple(range(5))}[scale]
     exact(results, out / "exact.png")
-    tiny(results, seeds, FEW if scale == "smoke" else SETTINGS, out / "tiny.png")
+    tiny(results, seeds, FEW if scale == "smoke" else SETTINGS, out)
     if scale != "smoke":
         flawed(results, seeds, out)
     if scale == "paper":
@@ -84,7 +84,7 @@ def exact(results: Results, path: Path) -> None:
             results.add(T1, name, None, metric, getattr(last, metric))
         if name in ("none", "KL 0.1", "KL 1", "GR gamma 3", "GR gamma 10", "GR gamma 30"):
             curves = {m: [getattr(o, m) for o in outcomes] for m in ("proxy", "gold", "hack", "grad_norm")}
-            shown[name] = [curves | {"step": [setting.steps / (len(outcomes) - 1) * i for i in range(len(outcomes))]}]
+            shown[name, 0] = curves | {"step": [setting.steps / (len(outcomes) - 1) * i for i in range(len(outcomes))]}
     plot_panels(shown, ("proxy", "gold", "hack", "grad_norm"), path)
     results.check("T1, none: hack", found["none"].hack > 0.95, found["none"].hack, 0.95)
     results.check("T1, none: gold", found["none"].gold < 0.65, found["none"].gold, 0.65)
@@ -99,31 +99,28 @@ def exact(results: Results, path: Path) -> None:
 def compare(
     results: Results,
     bed: str,
-    train: Callable[[Any], dict[str, list[float]]],
+    train: Callable[[Any], Curves],
     settings: dict[str, dict[str, Any]],
     seeds: tuple[int, ...],
-) -> dict[str, list[dict[str, list[float]]]]:
+    out: Path,
+) -> dict[tuple[str, int], Curves]:
     """Trains every setting and seed on one test bed; rows are means over the last window of steps."""
     from trimtab.language.testbeds import Words
 
-    found: dict[str, list[dict[str, list[float]]]] = {}
-    for name, setting in settings.items():
-        for seed in seeds:
-            curves = train(Words(seed=seed, **setting))
-            found.setdefault(name, []).append(curves)
-            for metric in ("proxy", "gold", "hack"):
-                results.add(bed, name, seed, metric, curves[metric][-1])
-            results.add(bed, name, seed, "largest gradient norm", max(curves["grad_norm"]))
-            line = f"{bed}: {name}, seed {seed}: gold {curves['gold'][-1]:.3f}, hack {curves['hack'][-1]:.3f}"
-            print(line, flush=True)
+    runs = {(name, seed): Words(seed=seed, **setting) for name, setting in settings.items() for seed in seeds}
+    found = run_beds(bed, train, runs, out)
+    for (name, seed), curves in found.items():
+        for metric in ("proxy", "gold", "hack"):
+            results.add(bed, name, seed, metric, curves[metric][-1])
+        results.add(bed, name, seed, "largest gradient norm", max(curves["grad_norm"]))
     return found
 
 
-def tiny(results: Results, seeds: tuple[int, ...], settings: dict[str, dict[str, Any]], path: Path) -> None:
+def tiny(results: Results, seeds: tuple[int, ...], settings: dict[str, dict[str, Any]], out: Path) -> None:
     """T2, every seed reported."""
     from trimtab.language.testbeds import words
 
-    plot_panels(compare(results, T2, words, settings, seeds), CURVES, path)
+    plot_panels(compare(results, T2, words, settings, seeds, out), CURVES, out / "tiny.png")
     worst = lambda name, metric, pick: pick(results.values(T2, name, metric))
     least = worst("none", "hack", min)
     results.check("T2, none: least hack over seeds", least > 0.9, least, 0.9)
@@ -140,12 +137,13 @@ def flawed(results: Results, seeds: tuple[int, ...], out: Path) -> None:
     """T3 with the norm of the gradient against the accuracy of the reward model, and T4."""
     from trimtab.language.flawed import learned, rank_correlation, sums
 
-    found = compare(results, T3, learned, SETTINGS, seeds)
+    found = compare(results, T3, learned, SETTINGS, seeds, out)
     plot_panels(found, (*CURVES, "norm", "accuracy"), out / "learned.png")
-    every = [curves for name in found for curves in found[name]]
-    points = [point for c in every for point in zip(c["norm"], c["accuracy"], strict=True) if point[1] == point[1]]
+    points = [
+        point for c in found.values() for point in zip(c["norm"], c["accuracy"], strict=True) if point[1] == point[1]
+    ]
     rho = rank_correlation(*zip(*points, strict=True))
     results.add(T3, "all runs", None, "rank correlation of gradient norm and accuracy", rho)
     results.check("T3, rank correlation of gradient norm and accuracy", rho < -0.4, rho, -0.4)
     settings = {name: setting | dict(group=16, steps=300) for name, setting in SETTINGS.items()}
-    plot_panels(compare(results, T4, sums, settings, seeds), CURVES, out / "sums.png")
+    plot_panels(compare(results, T4, sums, settings, seeds, out), CURVES, out / "sums.png")

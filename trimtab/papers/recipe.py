@@ -2,16 +2,18 @@
 
 A recipe's runs are ordinary commands of the command line in processes of their own, as many at once as there are cores;
 those that are done already are read, those that were interrupted are resumed. So a recipe can be stopped and started
-again.
+again. Test beds of a minute, which no command trains, are calls of a function in such processes; their curves are kept.
 """
 
+import json
+import multiprocessing
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,53 @@ def _run(job: Job, out: Path) -> tuple[Job, float]:
     return job, time.monotonic() - began
 
 
+Curves = dict[str, list[float]]
+"""Name -> values; "step" is among them."""
+
+
+def run_beds(
+    bed: str,
+    train: Callable[[Any], Curves],
+    settings: Mapping[tuple[str, int], Any],
+    out: Path,
+    say: Callable[[str], None] | None = None,
+) -> dict[tuple[str, int], Curves]:
+    """What `train` makes of each setting, a dataclass: (method, seed) -> curves.
+
+    One process a core, each with one thread. Curves are kept with their setting in `out/runs/BED/METHOD/sSEED.json` and
+    read from there unless the setting is another. `train` must be importable by its name. Raises `RunError` naming the
+    run that failed; what others gave is kept.
+    """
+    say = say or (lambda line: print(line, flush=True))
+    places = {(method, seed): out / "runs" / bed / method / f"s{seed}.json" for method, seed in settings}
+    left = {key: setting for key, setting in settings.items() if not _kept(places[key], setting)}
+    cores, began = max(1, min(len(os.sched_getaffinity(0)), len(left))), time.monotonic()
+    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), _one_thread)
+    try:
+        waiting = {pool.submit(train, setting): key for key, setting in left.items()}
+        for done, future in enumerate(as_completed(waiting), 1):
+            method, seed = waiting[future]
+            try:
+                curves = future.result()
+            except Exception as error:
+                raise RunError(f"{bed}, {method}, seed {seed} failed: {type(error).__name__}: {error}") from error
+            places[method, seed].parent.mkdir(parents=True, exist_ok=True)
+            write_json(places[method, seed], {"setting": asdict(left[method, seed]), "curves": curves})
+            minutes = (time.monotonic() - began) / done * (len(left) - done) / 60
+            say(f"{done}/{len(left)}  {bed}, {method}, seed {seed}: about {minutes:.0f} min left")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return {key: json.loads(place.read_text())["curves"] for key, place in places.items()}
+
+
+def _kept(place: Path, setting: Any) -> bool:
+    return place.exists() and json.loads(place.read_text())["setting"] == json.loads(json.dumps(asdict(setting)))
+
+
+def _one_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before anything that reads it is imported
+
+
 def _find(job: Job, out: Path) -> Path | None:
     """The run's folder: `trimtab train` puts the environment and the agent between `--out` and the name."""
     folder = job.folder(out)
@@ -249,10 +298,8 @@ def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
     save_png(figure, path)
 
 
-def plot_panels(
-    found: dict[str, list[dict[str, list[float]]]], metrics: Sequence[str], path: Path, x: str = "step"
-) -> None:
-    """A PNG of curves that are in memory: method -> one set of curves a seed; one panel a metric."""
+def plot_panels(found: Mapping[tuple[str, int], Curves], metrics: Sequence[str], path: Path, x: str = "step") -> None:
+    """A PNG of curves that are in memory: (method, seed) -> curves; one panel a metric, one colour a method."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -260,9 +307,9 @@ def plot_panels(
 
     figure, panels = pyplot.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 3.2), squeeze=False)
     for panel, metric in zip(panels[0], metrics, strict=True):
-        for number, (method, seeds) in enumerate(found.items()):
-            for seed, curves in enumerate(seeds):
-                label = method if seed == 0 else None
+        for number, method in enumerate(dict.fromkeys(method for method, _ in found)):
+            for i, curves in enumerate(found[key] for key in found if key[0] == method):
+                label = None if i else method
                 panel.plot(curves[x], curves[metric], color=COLOURS[number % len(COLOURS)], lw=1.2, label=label)
         panel.set(title=metric.replace("_", " "), xlabel=x)
         panel.grid(alpha=0.3)
