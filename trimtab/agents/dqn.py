@@ -13,7 +13,7 @@ the batch's largest, where P is the probability with which the row was drawn: pr
 
 Order in one update: Q with the old target; every `target_every`-th update the target, from the new Q. Metrics:
 critic_loss, critic_mean E[Q(s, a)], critic_grad_norm; epsilon of the exploration after the update.
-Differences from the papers: Adam; "double" by default (van Hasselt et al. 2015); dueling (Wang et al. 2015) with one
+Differences from the papers: Adam, with a step size that may fall; "double" by default (van Hasselt et al. 2015); dueling (Wang et al. 2015) with one
 network for both streams up to the last layer; C51 (Bellemare et al. 2017) by the triangular form of its projection;
 quantiles (Dabney et al. 2018) with a Huber threshold of 1. Priorities are renewed after the update, by the new Q, from
 the loss of a row where the critic is a distribution.
@@ -43,6 +43,8 @@ class Config:
 
     learning_rate: float = 3e-4
     """Adam's step size."""
+    anneal_updates: int = 0
+    """updates over which it falls linearly to 0; 0 keeps it."""
     gamma: float = 0.99
     """discount factor."""
     critic: str = "td"
@@ -120,7 +122,7 @@ class DQN(AbstractSurprised):
     def update(self, batch: Transition | Weighted, key: PRNGKeyArray) -> tuple["DQN", Metrics]:
         del key  # nothing in DQN is sampled
         config, rows = self.config, batch.transition if isinstance(batch, Weighted) else batch
-        tx, weight = optax.adam(config.learning_rate), self._weight(batch)
+        tx, weight = optax.adam(self._rate()), self._weight(batch)
         target = self._target(rows)
         critic, opt, metrics = descend(
             tx, self.critic, self.opt, lambda q: self._critic_loss(q, target, rows, weight), "critic"
@@ -137,6 +139,10 @@ class DQN(AbstractSurprised):
         loss, q = self._each(self.critic, target, batch.transition)
         delta = jnp.abs(target[:, 0] - q) if self.config.critic == "td" else loss
         return (delta + 1e-6) ** self.config.alpha
+
+    def _rate(self) -> Float[Array, ""]:
+        left = 1.0 - self.step / self.config.anneal_updates if self.config.anneal_updates else 1.0
+        return jnp.float32(self.config.learning_rate) * jnp.maximum(jnp.float32(left), 0.0)
 
     def _epsilon(self, step: Int[Array, ""]) -> Float[Array, ""]:
         share = jnp.minimum(step / self.config.exploration_updates, 1.0)
