@@ -13,10 +13,10 @@ the batch's largest, where P is the probability with which the row was drawn: pr
 
 Order in one update: Q with the old target; every `target_every`-th update the target, from the new Q. Metrics:
 critic_loss, critic_mean E[Q(s, a)], critic_grad_norm; epsilon of the exploration after the update.
-Differences from the papers: Adam, with a step size that may fall; "double" by default (van Hasselt et al. 2015); dueling (Wang et al. 2015) with one
-network for both streams up to the last layer; C51 (Bellemare et al. 2017) by the triangular form of its projection;
-quantiles (Dabney et al. 2018) with a Huber threshold of 1. Priorities are renewed after the update, by the new Q, from
-the loss of a row where the critic is a distribution.
+Differences from the papers: Adam, with a step size that may fall; "double" by default (van Hasselt et al. 2015);
+dueling (Wang et al. 2015) with one network for both streams up to the last layer; C51 (Bellemare et al. 2017) by the
+triangular form of its projection; quantiles (Dabney et al. 2018) with a Huber threshold of 1. Priorities are renewed
+after the update, by the new Q, from the loss of a row where the critic is a distribution.
 """
 
 from dataclasses import dataclass, replace
