@@ -26,11 +26,22 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
+from trimtab.core import (
+    AbstractAgent,
+    AbstractPolicy,
+    Metrics,
+    Spec,
+    UsageError,
+    require_continuous,
+    require_counts,
+)
 from trimtab.nets.critic import Critic
 from trimtab.nets.mlp import concat
 from trimtab.ops import copy, descend, polyak, td_target
-from trimtab.policies.polynomial import Family, PolynomialMode, PolynomialPolicy
+from trimtab.policies.polynomial import Family, PolynomialMode, PolynomialPolicy, enough_points
+
+LARGEST_PASS = 4_000_000
+"""Rows that Q may be asked at in one pass: a few gigabytes with the default layers."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ class Config:
     """temperature in (1) and (3)."""
     order: int = 4
     """degree of the polynomials."""
-    points: int = 16
-    """nodes a dimension; Q is asked at all of them, for each state of a batch."""
+    points: int = 0
+    """nodes a dimension, 0: 3 order + 6; Q is asked at all of them, for each state of a batch."""
     natural_bound: float = 100.0
     """largest lambda; approached by tanh."""
     hidden: tuple[int, ...] = (64, 64)
@@ -73,12 +84,20 @@ class MePoly(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "MePoly":
-        """A fresh agent. Raises `UsageError` for discrete actions, a grid beyond reach, or a temperature of 0."""
+        """A fresh agent. Raises `UsageError` for discrete actions, more nodes than Q can be asked at, or a size or
+        temperature of 0."""
         require_continuous(spec, "mepoly")
+        require_counts(config, "batch_size", "order")
         if config.alpha <= 0.0:
             raise UsageError(f"alpha must be positive, got {config.alpha}")
+        points, dims = config.points or enough_points(config.order), spec.action_size
+        if config.batch_size * points**dims > LARGEST_PASS:
+            raise UsageError(
+                f"mepoly would ask Q at {points}^{dims} nodes for each of {config.batch_size} states: choose fewer "
+                "--agent.points, or ppo with --agent.distribution polynomial --agent.block 2"
+            )
         k_actor, k_critic = jr.split(key)
-        family = Family.create(config.order, spec.action_size, config.points)
+        family = Family.create(config.order, dims, points)
         nets: dict[str, Any] = dict(
             actor=PolynomialPolicy.create(spec, family, config.hidden, k_actor, bound=config.natural_bound),
             critic=Critic.create(spec, config.hidden, 2, k_critic),

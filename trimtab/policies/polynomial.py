@@ -61,6 +61,11 @@ def legendre(x: Array, order: int) -> Array:
     return jnp.stack(found[: order + 1], axis=-1)
 
 
+def enough_points(order: int) -> int:
+    """Gauss-Legendre nodes a dimension that are enough for densities of that degree which are not extreme."""
+    return 3 * order + 6
+
+
 def monomials(x: Array, order: int) -> Array:
     """1, x, ... x^n along a new last axis."""
     return jnp.stack([x**k for k in range(order + 1)], axis=-1)
@@ -79,13 +84,13 @@ class Family(eqx.Module):
     def create(
         cls, order: int, dims: int, points: int = 0, *, quadrature: str = "gauss", basis: str = "legendre"
     ) -> "Family":
-        """`points` a dimension, 0: 3 order + 6, enough for densities that are not extreme.
+        """`points` a dimension, 0: `enough_points(order)`.
 
         Raises `UsageError` for an unknown rule or basis, or a grid beyond reach.
         """
         if quadrature not in ("gauss", "trapezoid") or basis not in ("legendre", "standard"):
             raise UsageError(f"choose quadrature gauss or trapezoid, basis legendre or standard: {quadrature}, {basis}")
-        points = points or 3 * order + 6
+        points = points or enough_points(order)
         if order < 1 or points < 2:
             raise UsageError(f"a polynomial needs order at least 1 and 2 points, got {order} and {points}")
         if points**dims > LARGEST_GRID:

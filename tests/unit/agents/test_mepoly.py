@@ -66,8 +66,32 @@ def test_a_bandit_with_two_peaks_keeps_both(make_batch, spec):
     assert abs(abs(float(agent.policy(obs, jr.key(0))[0, 0])) - 0.6) < 0.15
 
 
-def test_what_does_not_fit(spec):
-    with pytest.raises(UsageError, match="alpha must be positive"):
-        MePoly.create(jr.key(0), spec, replace(SMALL, alpha=0.0))
-    with pytest.raises(UsageError, match="beyond reach"):
-        MePoly.create(jr.key(0), replace(spec, action_size=6), replace(SMALL, points=16))
+def test_nodes_are_enough_for_the_degree_unless_they_are_said(spec):
+    points = lambda **more: MePoly.create(jr.key(0), spec, Config(hidden=(8,), **more)).actor.family.points
+    assert (points(), points(order=2), points(points=7)) == (18, 12, 7)
+
+
+@pytest.mark.parametrize(("dims", "batch", "points"), [(4, 128, 0), (5, 128, 16), (6, 1, 18), (2, 20_000, 16)])
+def test_more_nodes_than_q_can_be_asked_at(spec, dims, batch, points):
+    config = Config(hidden=(8,), batch_size=batch, points=points)
+    box = (1.0,) * dims
+    wide = replace(spec, action_size=dims, action_high=box, action_low=tuple(-x for x in box))
+    line = (
+        rf"{points or 18}\^{dims} nodes for each of {batch} states: .* fewer --agent.points, or ppo .* --agent.block 2"
+    )
+    with pytest.raises(UsageError, match=line):
+        MePoly.create(jr.key(0), wide, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (dict(alpha=0.0), "alpha must be positive, got 0.0"),
+        (dict(batch_size=0), "batch_size must be at least 1, got 0"),
+        (dict(order=0), "order must be at least 1"),
+        (dict(points=-3), "a polynomial needs order at least 1 and 2 points, got 3 and -3"),
+    ],
+)
+def test_what_does_not_fit(spec, changes, line):
+    with pytest.raises(UsageError, match=line):
+        MePoly.create(jr.key(0), spec, replace(SMALL, **changes))
