@@ -145,6 +145,18 @@ def test_a_file_of_deepmimics(tmp_path):
     assert right[1] < -0.05  # and the right leg is on the right
 
 
+def test_quaternions_of_recordings_are_of_any_length_but_0(tmp_path):
+    path, record = tmp_path / "turn.txt", deepmimic()
+    straight = record["Frames"][1][4:8]
+    record["Frames"][1][4:8] = [0.6 * x for x in straight]  # as in pybullet's kick
+    path.write_text(json.dumps(record))
+    np.testing.assert_allclose(read_deepmimic(path).rotations[1, 0], [straight[0], 0.0, 0.0, straight[2]], atol=1e-12)
+    record["Frames"][1][4:8] = [0.0] * 4
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="quaternions of length 0"):
+        read_deepmimic(path)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -189,8 +201,8 @@ def lowest(env: Imitation, t: float) -> float:
     env.data.qpos[:], _ = env._numbers(*env._reference(t))
     mujoco.mj_kinematics(env.model, env.data)
     heights = []
-    for body in env._feet:
-        geom = int(env.model.body_geomadr[body])
+    for foot in env.body.feet:
+        geom = int(env.model.body(foot).geomadr[0])
         size = env.model.geom_size[geom]
         down = size[0] if env.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_SPHERE else size[2]
         heights.append(env.data.geom_xpos[geom][2] - down)
@@ -319,6 +331,36 @@ def test_a_fall_ends_the_episode():
     assert env.step(np.zeros(12))[2:4] == (True, False)
     env.reset(seed=0)
     assert env.step(np.zeros(12))[2:4] == (False, False)
+
+
+def handstand(may_touch: tuple[str, ...] | None) -> tuple[bool, set[str]]:
+    """Whether an episode ends that begins on both hands, and what touches the ground then."""
+    env = Imitation("humanoid", "walk", noise=0.0, anywhere=False, may_touch=may_touch)
+    env.reset(seed=0)
+    pose, rate = env._reference(0.0)
+    over = rotations.exponential(np.array([0.0, np.pi, 0.0]))
+    turned = np.broadcast_to(np.eye(4)[0], pose.rotations.shape).copy()
+    balls = [n for n in (env.model.joint(i).name for i in range(1, env.model.njnt)) if n in env.clip.balls]
+    for joint in ("right_shoulder", "left_shoulder"):
+        turned[1 + balls.index(joint)] = over
+    turned[0] = over
+    high = np.array([pose.position[0], 0.0, 0.2362 + 0.2435 + 0.2748 + 0.2589 + 0.03])
+    env.set_state(*env._numbers(replace(pose, position=high, rotations=turned, angles=0.0 * pose.angles), rate))
+    fallen = env.step(np.zeros(28))[2]
+    return fallen, {env.model.body(env.model.geom_bodyid[g]).name for g in env.data.contact.geom.ravel()} - {"world"}
+
+
+def test_hands_may_touch_the_ground_where_the_motion_does():
+    hands = {"right_wrist", "left_wrist"}
+    assert handstand(()) == (True, hands)
+    assert handstand(tuple(hands)) == (False, hands) and handstand(None) == (False, hands)
+    assert handstand(("right_wrist",)) == (True, hands)
+    parts = {name: gymnasium.spec(f"trimtab/{name}-v0").kwargs.get("may_touch", ()) for name in MOTIONS}
+    assert hands < set(parts["HumanoidMimicCartwheel"]) and parts["HumanoidMimicWalk"] == ()
+    free = {name for name, may_touch in parts.items() if may_touch is None}
+    assert free == {f"HumanoidMimic{name}" for name in ("Crawl", "Roll", "GetupFaceup", "GetupFacedown")}
+    with pytest.raises(UsageError, match="the quadruped has no part 'hand': choose from trunk, "):
+        Imitation("quadruped", "trot", may_touch=("hand",))
 
 
 def test_the_state_comes_back_exactly():

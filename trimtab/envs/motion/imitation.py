@@ -13,6 +13,7 @@ j are the root and the joints, e the ends of the limbs (seen from the root, in t
 and omega are of the root, and c is the velocity of the centre of mass.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,7 +51,7 @@ class Body:
     frame_skip: int
     """steps of the simulation in a sixtieth of a second."""
     feet: tuple[str, ...]
-    """bodies that may touch the ground."""
+    """bodies that may touch the ground in any motion."""
     ends: tuple[str, ...]
     """bodies at the ends of the limbs."""
     weights: dict[str, float]
@@ -103,11 +104,13 @@ class Imitation(MujocoEnv):
         *,
         anywhere: bool = True,
         noise: float = 0.02,
+        may_touch: Sequence[str] | None = (),
         render_mode: str | None = None,
     ) -> None:
         """`anywhere` begins episodes at any time of the clip, else at its first frame; `noise` is the spread of joints
-        (radians) and, fivefold, of rates around the reference. Raises `UsageError` for an unknown body or clip, or a
-        clip of another body's joints."""
+        (radians) and, fivefold, of rates around the reference. `may_touch` are parts of the body, by their names in the
+        model, that may touch the ground beside its feet; None: all of them, so that only the distance to the reference
+        ends episodes. Raises `UsageError` for an unknown body, part or clip, or a clip of another body's joints."""
         if body not in BODIES:
             raise UsageError(f"unknown body {body!r}: choose {' or '.join(BODIES)}")
         self.body, self.clip, self.anywhere, self.noise = BODIES[body], find_clip(clip), anywhere, noise
@@ -116,6 +119,7 @@ class Imitation(MujocoEnv):
         self._ghost = mujoco.MjData(self.model)
         self._time = 0.0
         self._index(body)
+        self._may_touch = self._parts(body, may_touch)
         size = 15 + 2 * (self.model.nv - 6)
         box = lambda n: spaces.Box(-np.inf, np.inf, (n,), np.float64)
         self.observation_space = spaces.Dict(
@@ -148,7 +152,14 @@ class Imitation(MujocoEnv):
         weights = np.array([weight(name) for name in ["root", *(j.name for j in balls + hinges)]])
         self._weights = weights / weights.sum()
         self._ends = np.array([model.body(name).id for name in self.body.ends])
-        self._feet = {model.body(name).id for name in self.body.feet}
+
+    def _parts(self, body: str, may_touch: Sequence[str] | None) -> set[int]:
+        """Numbers of the ground and of what may touch it."""
+        names = [self.model.body(i).name for i in range(self.model.nbody)]
+        for name in may_touch or ():
+            if name not in names[1:]:
+                raise UsageError(f"the {body} has no part {name!r}: choose from {', '.join(names[1:])}")
+        return set(range(len(names))) if may_touch is None else {0, *map(names.index, (*self.body.feet, *may_touch))}
 
     # Poses in the order of the model
 
@@ -202,7 +213,7 @@ class Imitation(MujocoEnv):
         parts = self.reward_parts(pose, rate, wanted, wanted_rate)
         touching = {int(self.model.geom_bodyid[geom]) for geom in self.data.contact.geom.ravel()}
         away = float(np.linalg.norm(pose.position - wanted.position))
-        fallen = bool(touching - self._feet - {0}) or away > FARTHEST
+        fallen = bool(touching - self._may_touch) or away > FARTHEST
         over = not self.clip.cyclic and self._time >= self.clip.duration
         info = {"target": target, "position": self._joints(pose), "distance": away, **parts}
         return (

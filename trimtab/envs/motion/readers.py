@@ -70,6 +70,11 @@ def read_deepmimic(path: str | Path) -> MotionClip:
     balls = [name for name, size in JOINTS if size == 4]
     hinges = [name for name, size in JOINTS if size == 1]
     turned = np.stack([parts[name] for name in balls], axis=1)
+    # Recordings were edited number by number, which left lengths from 0.6 to 1.2: the direction is what counts.
+    length = np.linalg.norm(turned, axis=-1, keepdims=True)
+    if length.min() < 0.1:
+        raise UsageError(f"{path} is no motion file of DeepMimic: it has quaternions of length 0")
+    turned = turned / length
     return MotionClip.create(
         np.concatenate([[0.0], np.cumsum(frames[:-1, 0])]),
         _upright(frames[:, 1:4]),
