@@ -84,7 +84,12 @@ def worker(name: str, case: str):
 
     def steps(count: int) -> float:
         schedule = Schedule(
-            training.step + count, learning_starts=STARTS, updates_per_step=1 / n, eval_every=0, checkpoint_every=0
+            training.step + count,
+            learning_starts=STARTS,
+            updates_per_step=1 / n,
+            eval_every=0,
+            checkpoint_every=0,
+            log_every=max(1_000, 100 * n),
         )
         began = time.perf_counter()
         fit(training, source, [], schedule, jr.key(0), progress, collector=collector)
@@ -126,7 +131,7 @@ def main() -> int:
         copies = f"{n} {'copy' if n == 1 else 'copies'}"
         label = "update, 256 rows" if case == "update" else copies
         what = "updates/s" if case == "update" else "steps/s"
-        table.append(row(f"Seek10, {label}", found[ours], found[peer], peer, what))
+        table.append(row(f"ContinuousSeek10, {label}", found[ours], found[peer], peer, what))
     show(table)
     write(flags.json, table, samples=samples)
     found = {case: line["ratio"] for case, line in zip(CASES, table, strict=True) if case in CLAIMS}

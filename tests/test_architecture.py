@@ -22,6 +22,7 @@ EVERYTHING = None
 MAY_IMPORT: dict[str, set[str] | None] = {
     "errors": set(),
     "core": {"errors"},
+    "ranges": {"errors"},
     "batches": {"core"},
     "ops": {"core", "batches"},
     "nets": {"core", "batches", "ops"},

@@ -37,6 +37,7 @@ from trimtab.data.write import read_record, references
 from trimtab.envs import ogbench
 from trimtab.envs.make import find
 from trimtab.ope.evaluate import OfflineEvaluation, Settings, check_estimators, evaluate_recorded
+from trimtab.ranges import check_ranges
 from trimtab.run.folder import Run, read_config, replace_text, write_json
 from trimtab.run.logging import check_loggers
 from trimtab.training import checkpoint
@@ -150,6 +151,7 @@ def train(
         raise UsageError("--sampling symmetric shares online batches with a data set: add --dataset and --online-steps")
     if not 0.0 < dataset_fraction <= 1.0:
         raise UsageError(f"dataset-fraction must be above 0 and at most 1, got {dataset_fraction}")
+    check_ranges(config)
     check_loggers(tuple(log))
     if find_probes(probes) and not (probe_freq or eval_freq):
         raise UsageError("say when to measure the probes: leave --eval-freq above 0, or add --probe-freq N")
@@ -157,6 +159,8 @@ def train(
         raise UsageError(f"unknown on-diverge {on_diverge!r}: choose warn or stop")
     if on_diverge == "stop" and "seem" not in probes:
         raise UsageError("--on-diverge stop needs a probe that gives alarms: add --probes seem")
+    if not quiet:
+        _say_annealed(config, online_steps if dataset else steps, updates_per_step, num_envs)
     configure(device)
     record = dict(
         format=FORMAT,
@@ -187,6 +191,15 @@ def train(
         agent_config=asdict(config),
     )
     return _start(record, env, [int(s) for s in seeds] or [int(seed)], bool(seeds), Path(out), name, command, quiet)
+
+
+def _say_annealed(config: Any, steps: int, updates_per_step: float, num_envs: int) -> None:
+    """Says so if the step size will be 0 before the run ends: a preset's may have been meant for a shorter one."""
+    for name, planned in (("anneal_steps", steps), ("anneal_updates", steps * updates_per_step / num_envs)):
+        end = getattr(config, name, 0)
+        if 0 < end < planned:
+            flag = f"--agent.{name.replace('_', '-')}"
+            print(f"note    nothing is learnt after {flag} {end:,}; this run has {planned:,.0f}: raise it, or 0")
 
 
 def _start(

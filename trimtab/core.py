@@ -247,6 +247,13 @@ def require_share(config: Any, name: str) -> None:
         raise UsageError(f"{name} must be between 0 and 1, got {value}")
 
 
+def require_goal(spec: Spec, agent: str) -> None:
+    """`require_goals`; raises `UsageError` as well where the goal is a set of those that can be achieved."""
+    require_goals(spec, agent)
+    if spec.obs[DESIRED].size != spec.obs[ACHIEVED].size:
+        raise UsageError(f"{agent} needs one goal, but here goals are sets: choose reengage-sets")
+
+
 def require_continuous(spec: Spec, agent: str) -> None:
     """Raises `UsageError` if `spec` has discrete actions, which `agent` cannot take."""
     if spec.discrete:

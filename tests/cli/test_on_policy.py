@@ -13,8 +13,11 @@ from trimtab.agents import AGENTS, config_class
 from trimtab.agents.ppo import Config
 from trimtab.cli.train import flags_for
 from trimtab.core import RunError, UsageError
+from trimtab.envs.gym import spec_of
 from trimtab.envs.register import register
+from trimtab.policies.compose import Uniform
 from trimtab.presets import ALL, find
+from trimtab.training.evaluate import GymEvaluator
 from trimtab.training.export import check_parity, export_onnx
 
 SMALL = "--agent.hidden 8 --agent.n-steps 16 --agent.batch-size 16 --agent.n-epochs 2 --log csv --eval-episodes 2"
@@ -77,6 +80,12 @@ def test_a_mask_that_allows_nothing_names_environment_and_step(tmp_path):
     register("tests/Doors", lambda: Doors(np.float32(5.0)))
     with pytest.raises(RunError, match="Doors gave an action_mask without a valid action at step 5 of a copy"):
         api.train("ppo", "tests/Doors", steps=64, out=tmp_path, **OPTIONS)
+    register("tests/Shut", lambda: Doors(np.float32(0.0)))  # from the first observation of every episode
+    with pytest.raises(RunError, match="Doors gave an action_mask without a valid action at step 0 of a copy"):
+        api.train("ppo", "tests/Shut", steps=64, out=tmp_path, **OPTIONS)
+    evaluator = GymEvaluator(lambda: Menu(closes=2), spec_of(Menu()), 0)
+    with pytest.raises(RunError, match="the environment gave an action_mask without a valid action at step 2"):
+        evaluator(Uniform.create(spec_of(Menu())), 1)
 
 
 def test_recurrent_predict_remembers(tmp_path):
@@ -122,6 +131,11 @@ def test_presets_hold_where_nothing_else_is_said(cli, tmp_path):
         record["num_envs"] == 8 and record["agent_config"]["gamma"] == 0.95 and record["agent_config"]["n_steps"] == 8
     )
     assert flags_for("ppo")().agent == Config() and find("ppo", "Hopper-v5") is None
+    args += ["--agent.n-steps", "8", "--agent.batch-size", "64", "--agent.n-epochs", "1", "--out", str(tmp_path)]
+    args[args.index("--steps") + 1] = "128"
+    found = cli(*args, "--agent.anneal-steps", "64")
+    assert found.status == 0
+    assert "note    nothing is learnt after --agent.anneal-steps 64; this run has 128: raise it, or 0" in found.out
 
 
 def test_every_preset_fits_its_agent():

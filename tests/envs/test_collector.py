@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.worlds import Counter
 from trimtab.core import RunError, Spec, UsageError
-from trimtab.envs.gym import ActionScale, Collector, spec_of
+from trimtab.envs.gym import ActionScale, Collector, goal_reward, spec_of
 from trimtab.envs.make import find
 from trimtab.training.predict import to_units
 
@@ -325,3 +325,74 @@ def test_find_by_id_factory_and_path():
 def test_find_names_what_is_wrong(env, text):
     with pytest.raises(UsageError, match=text):
         find(env)
+
+
+class Writes(gymnasium.Env):
+    """Counts steps in arrays of its own, which it gives away and goes on writing into; three steps an episode."""
+
+    def __init__(self) -> None:
+        box = spaces.Box(0.0, 99.0, (2,), np.float32)
+        self.observation_space = spaces.Dict({"count": box, "minus": spaces.Box(-99.0, 0.0, (1,), np.float32)})
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.given = {"count": np.zeros(2, np.float32), "minus": np.zeros(1, np.float32)}
+
+    def _write(self, count: float):
+        self.given["count"][:] = count
+        self.given["minus"][:] = -count
+        return self.given
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._write(0.0), {}
+
+    def step(self, action):
+        obs = self._write(self.given["count"][0] + 1.0)
+        return obs, 0.0, False, bool(obs["count"][0] == 3.0), {}
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_rows_keep_what_an_environment_writes_over(n):
+    ours = collector(Writes, n)
+    rows = [ours.step(np.zeros((n, 1), np.float32), step) for step in range(5)]
+    for i in range(n):
+        assert [row.obs["count"][i, 0] for row in rows] == [0.0, 1.0, 2.0, 0.0, 1.0]
+        assert [row.next_obs["count"][i, 0] for row in rows] == [1.0, 2.0, 3.0, 1.0, 2.0]
+        assert [row.next_obs["minus"][i, 0] for row in rows] == [-1.0, -2.0, -3.0, -1.0, -2.0]
+
+
+class Goals(gymnasium.Env):
+    """Goals of two rows of two numbers, whose reward is asked in one of several ways."""
+
+    def __init__(self, ask) -> None:
+        box = spaces.Box(-9.0, 9.0, (2, 2), np.float32)
+        self.observation_space = spaces.Dict({"achieved_goal": box, "desired_goal": box, "observation": box})
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.compute_reward = ask
+
+
+def far(achieved, goal):
+    """1 for each row of a goal that is not reached."""
+    return (np.abs(achieved - goal).max(-1) > 0.5).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda achieved, goal, info: -far(achieved, goal).astype(np.float32),
+        lambda achieved, goal, info: -float(far(achieved, goal)),  # one goal at a time
+    ],
+    ids=["rows", "one"],
+)
+def test_rewards_of_goals_that_are_no_vectors(ask):
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    goal = rows + np.array([[0, 0, 0, 0], [0, 3, 0, 0], [0, 3, 3, 0]], np.float32)
+    found = goal_reward(Goals(ask), "Goals")(rows, goal, {})
+    assert found.shape == (3,) and found.tolist() == [0.0, -1.0, -2.0]
+
+
+def test_a_reward_that_needs_more_than_goals_is_named():
+    needs = lambda achieved, goal, info: info["weight"] * far(achieved, goal)
+    with pytest.raises(UsageError, match=r"--her asks Goals's compute_reward about goals alone.*KeyError: 'weight'"):
+        goal_reward(Goals(needs), "Goals")
+    with pytest.raises(UsageError, match="has no compute_reward"):
+        goal_reward(gymnasium.make("Pendulum-v1"), "Pendulum-v1")

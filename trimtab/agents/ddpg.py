@@ -21,7 +21,14 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Transition
-from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous, require_share
+from trimtab.core import (
+    AbstractAgent,
+    AbstractPolicy,
+    Metrics,
+    Spec,
+    require_continuous,
+    require_share,
+)
 from trimtab.nets.critic import Critic
 from trimtab.ops import copy, descend, polyak, td_target
 from trimtab.policies.compose import Noisy

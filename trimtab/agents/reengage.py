@@ -40,9 +40,9 @@ from trimtab.core import (
     AbstractPolicy,
     Metrics,
     Spec,
-    UsageError,
+    require_choice,
     require_continuous,
-    require_goals,
+    require_goal,
     require_share,
 )
 from trimtab.nets.critic import Critic
@@ -105,10 +105,9 @@ class ReenGAGE(AbstractAgent):
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "ReenGAGE":
         """A fresh agent. Raises `UsageError` for discrete actions, observations without goals, or an unknown scale."""
         require_continuous(spec, "reengage")
-        require_goals(spec, "reengage")
+        require_goal(spec, "reengage")
         require_share(config, "random_actions")
-        if config.goal_scale not in ("none", "std"):
-            raise UsageError(f"unknown goal_scale {config.goal_scale!r}: choose none or std")
+        require_choice(config, "goal_scale", ("none", "std"))
         k_actor, k_critic = jr.split(key)
         actor = Deterministic.create(spec, config.hidden, k_actor)
         norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)

@@ -41,9 +41,9 @@ from trimtab.core import (
     AbstractPolicy,
     Metrics,
     Spec,
-    UsageError,
+    require_choice,
     require_continuous,
-    require_goals,
+    require_goal,
 )
 from trimtab.nets.critic import Critic
 from trimtab.nets.running import RunningStd
@@ -104,9 +104,8 @@ class ReenGAGESAC(AbstractAgent):
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "ReenGAGESAC":
         """A fresh agent. Raises `UsageError` for discrete actions, observations without goals, or an unknown scale."""
         require_continuous(spec, "reengage-sac")
-        require_goals(spec, "reengage-sac")
-        if config.goal_scale not in ("none", "std"):
-            raise UsageError(f"unknown goal_scale {config.goal_scale!r}: choose none or std")
+        require_goal(spec, "reengage-sac")
+        require_choice(config, "goal_scale", ("none", "std"))
         if config.target_entropy is None:
             config = replace(config, target_entropy=-float(spec.action_size))
         k_actor, k_critic = jr.split(key)

@@ -1,6 +1,9 @@
 """Returns and lengths of the episodes of own worlds, counted inside the compiled loop."""
 
+from typing import Any
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,8 +30,9 @@ class Episodes(eqx.Module):
     """steps after which an action mask first allowed nothing; -1 if none ever did."""
 
     @classmethod
-    def create(cls, n: int) -> "Episodes":
-        """None ended yet."""
+    def create(cls, obs: Any, spec: Spec) -> "Episodes":
+        """None ended yet; `obs` are the first observations of the copies."""
+        n, lost = jax.tree.leaves(obs)[0].shape[0], stuck(obs, spec)
         none = lambda: jnp.full((RECENT,), jnp.nan)  # arrays of their own: shared ones could not be donated
         return cls(
             episode_return=jnp.zeros(n),
@@ -39,17 +43,18 @@ class Episodes(eqx.Module):
             recent_successes=none(),
             finished=jnp.int32(0),
             steps=jnp.int32(0),
-            stuck=jnp.int32(-1),
+            stuck=jnp.int32(-1) if lost is None else jnp.where(lost.any(), jnp.int32(0), -1),
         )
 
-    def after(self, out: Step, spec: Spec) -> "tuple[Episodes, Bool[Array, ' n']]":
-        """With one step of each copy, and which of them ended their episode."""
+    def after(self, out: Step, next_obs: Any, spec: Spec) -> "tuple[Episodes, Bool[Array, ' n']]":
+        """With one step of each copy, and which of them ended their episode. `next_obs` is what is acted on next: that
+        of a new episode where one ended."""
         done = out.terminated | out.truncated
         total, length, success = self.episode_return + out.reward, self.episode_length + 1, self.episode_success
         if "success" in out.info:
             success = jnp.fmax(success, out.info["success"].astype(jnp.float32))  # a number replaces the NaN
-        steps, lost = self.steps + 1, stuck(out.obs, spec)
-        now = jnp.asarray(False) if lost is None else (lost & ~done).any()
+        steps, lost = self.steps + 1, stuck(next_obs, spec)
+        now = jnp.asarray(False) if lost is None else lost.any()
         # The k-th episode to end takes the k-th slot of the ring; the others aim past its end and are dropped.
         slots = jnp.where(done, (self.finished + jnp.cumsum(done, dtype=jnp.int32) - 1) % RECENT, RECENT)
         new = Episodes(

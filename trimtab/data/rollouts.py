@@ -142,7 +142,7 @@ class WorldRollouts(AbstractSource):
         worlds, obs = jax.vmap(self.env.reset)(jr.split(key, self.num_envs))
         spec = self.env.spec
         acting = _empty(spec.zero_obs(), spec.zero_action(), self.memory, self.n_steps, self.num_envs)
-        return WorldActing(acting, worlds, obs, Episodes.create(self.num_envs))
+        return WorldActing(acting, worlds, obs, Episodes.create(obs, self.env.spec))
 
     def receive(self, state: WorldActing, items: Any) -> WorldActing:
         """Nothing comes from a host."""
@@ -158,7 +158,7 @@ class WorldRollouts(AbstractSource):
             drawn, after = explorer.draw(obs, memory, k_act)
             stepped = jax.vmap(self.env.step)(worlds, explorer.applied(drawn), jr.split(k_env, self.num_envs))
             worlds, out, next_obs = stepped
-            episodes, last = episodes.after(out, self.env.spec)
+            episodes, last = episodes.after(out, next_obs, self.env.spec)
             discounted = self.gamma * discounted + out.reward
             discount = 1.0 - out.terminated.astype(jnp.float32)
             row = (obs, drawn, out.reward, discount, out.obs, last, discounted, memory)

@@ -418,7 +418,7 @@ class WorldSource(AbstractSource):
             buffer=_filled(buffer, None if self.symmetric else self.dataset, self.num_envs),
             worlds=worlds,
             obs=obs,
-            episodes=Episodes.create(self.num_envs),
+            episodes=Episodes.create(obs, self.env.spec),
             plan=self._plan(),
         )
 
@@ -438,7 +438,7 @@ class WorldSource(AbstractSource):
         worlds, out, next_obs = jax.vmap(self.env.step)(state.worlds, action, jr.split(k_env, self.num_envs))
         discount = 1.0 - out.terminated.astype(jnp.float32)
         rows = Transition(state.obs, action, out.reward, discount, out.obs)
-        episodes, done = state.episodes.after(out, self.env.spec)
+        episodes, done = state.episodes.after(out, next_obs, self.env.spec)
         return WorldState(
             buffer=state.buffer.extend(Recorded(rows, done) if self.recorded else rows),
             worlds=worlds,

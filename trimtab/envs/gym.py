@@ -66,10 +66,11 @@ def _obs_spec(space: spaces.Space, name: str) -> Any:
 
 
 def to_vector(obs: Any) -> Any:
-    """An observation as float32 vectors: each leaf flattened, nested dicts kept."""
+    """An observation as float32 vectors: each leaf flattened, nested dicts kept. Always a copy: an environment may
+    write on into the array that it gave."""
     if isinstance(obs, dict):
         return {key: to_vector(value) for key, value in obs.items()}
-    return np.asarray(obs, np.float32).reshape(-1)
+    return np.array(obs, np.float32).reshape(-1)
 
 
 def _stack(items: list[Any]) -> Any:
@@ -85,17 +86,30 @@ def _finite(obs: Any) -> bool:
 
 
 def goal_reward(env: gymnasium.Env, label: str) -> Callable[[np.ndarray, np.ndarray, Any], Any]:
-    """The reward of an environment with goals as a function of rows: achieved goals, wanted goals, info.
+    """The reward of an environment with goals as a function of flat rows: achieved goals, wanted goals, info.
 
-    Raises `UsageError` if it has no `compute_reward`.
+    Raises `UsageError` if it has no `compute_reward`, or one that cannot be asked about goals alone.
     """
     function = getattr(env.unwrapped, "compute_reward", None)
     if function is None:
         raise UsageError(f"{label} has no compute_reward(achieved_goal, desired_goal, info), which --her needs")
-    rows = np.zeros((2, *env.observation_space["achieved_goal"].shape), np.float32)  # pyright: ignore[reportIndexIssue]
-    if np.shape(function(rows, rows, {})) == (2,):
-        return function
-    return lambda achieved, goal, info: np.array([function(a, g, info) for a, g in zip(achieved, goal, strict=True)])
+    shape = env.observation_space["achieved_goal"].shape  # pyright: ignore[reportIndexIssue]
+    rows = np.zeros((2, *shape), np.float32)
+    shaped = lambda x: np.asarray(x).reshape(len(x), *shape)
+    try:
+        batched = np.shape(function(rows, rows, {})) == (2,)
+    except Exception:  # a third party's code: it may take one goal at a time
+        batched = False
+    if batched:
+        return lambda achieved, goal, info: function(shaped(achieved), shaped(goal), info)
+    try:
+        float(function(rows[0], rows[0], {}))
+    except Exception as error:  # a third party's code: whatever it raises, it cannot be used
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"--her asks {label}'s compute_reward about goals alone, which it cannot answer ({reason})"
+        raise UsageError(text) from error
+    each = lambda achieved, goal, info: [function(a, g, info) for a, g in zip(achieved, goal, strict=True)]
+    return lambda achieved, goal, info: np.array(each(shaped(achieved), shaped(goal), info), np.float32)
 
 
 def time_limit(env: gymnasium.Env, label: str) -> int:

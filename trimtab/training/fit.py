@@ -397,8 +397,9 @@ class _Loop:
                     self._fail(i, f"{broken[0]} is not finite before step {t.step:,}")
         self.progress.show(t.step, mean, rate)
         if isinstance(self.source, WorldSource | WorldRollouts):
-            first = int(np.max(t.state.episodes.stuck))
-            if first >= 0:
+            found = np.asarray(t.state.episodes.stuck)
+            if (found >= 0).any():
+                first = int(found[found >= 0].min())
                 name = type(self.source.env.env.env).__name__
                 raise RunError(f"{name} gave an action_mask without a valid action at step {first:,} of a copy")
 

@@ -139,3 +139,12 @@ def test_goals_that_are_no_sets_are_refused(spec):
         ReenGAGESets.create(jr.key(0), goal_spec(2, 5, 3, 2), CONFIG)
     with pytest.raises(UsageError, match="reengage-sets needs observations with the parts"):
         ReenGAGESets.create(jr.key(0), spec, CONFIG)
+
+
+def test_gates_enter_squared(rows):
+    encoder = SetEncoder.create(SPEC, (8,), 4, jr.key(0))
+    gates, items, context = split(rows.obs)
+    whole = encoder(gates, items, context)
+    np.testing.assert_allclose(encoder(0.5 * gates, items, context), 0.25 * whole, rtol=1e-5, atol=1e-7)
+    slope = jax.jvp(lambda b: encoder(b, items, context), (gates,), (gates,))[1]
+    np.testing.assert_allclose(slope, 2.0 * whole, rtol=1e-5, atol=1e-7)  # sum_i b_i dz/db_i
