@@ -9,10 +9,11 @@ torch = pytest.importorskip("torch", reason="needs the extra language")
 from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
+from trimtab.errors import UsageError  # noqa: E402
 from trimtab.language import gcd  # noqa: E402
 from trimtab.language.envs import door_world as d  # noqa: E402
 from trimtab.language.envs.text import Correction, Turn, act, outcome, rollout  # noqa: E402
-from trimtab.language.tiny import tiny_model, word_tokenizer  # noqa: E402
+from trimtab.language.tiny import tiny_gpt2, tiny_model, word_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.language
 
@@ -97,8 +98,8 @@ def words():
     return word_tokenizer(d.WORDS)
 
 
-def door_trainer(words, tmp_path, trainer=GRPOTrainer, max_turns=4, **options):
-    model = tiny_model(words, width=16, heads=2, positions=256)
+def door_trainer(words, tmp_path, trainer=GRPOTrainer, max_turns=4, make=tiny_model, **options):
+    model = make(words, width=16, heads=2, positions=256)
     settings = dict(
         output_dir=str(tmp_path),
         per_device_train_batch_size=8,
@@ -176,20 +177,25 @@ def test_several_tokens_are_sampled_as_the_trainer_says_and_not_as_the_model_doe
 def test_environment_tokens_get_no_gradient(words, tmp_path):
     trainer = door_trainer(words, tmp_path, beta=0.0)
     trainer.train()
-    batch = trainer._buffered_inputs[0]
-    assert (batch["tool_mask"] == 0).any()
-    changed = dict(batch, advantages=torch.randn(8))
-    plain = trainer._compute_loss(trainer.model, changed).item()
+    batch = dict(trainer._buffered_inputs[0], advantages=torch.randn(8))
+    length, kept = batch["completion_ids"].shape[1], []
 
-    def shifted(module, inputs, output):  # another distribution at the environment's tokens
+    def keep(module, inputs, output):
         if getattr(output, "log_probs", None) is not None:
-            length = batch["completion_ids"].shape[1]
-            output.log_probs[:, -length:] = output.log_probs[:, -length:] + 3.0 * (1 - batch["tool_mask"])
-        return output
+            output.log_probs.retain_grad()
+            kept.append(output.log_probs)
 
-    handle = trainer.model.register_forward_hook(shifted)
-    with torch.no_grad():
-        assert trainer._compute_loss(trainer.model, changed).item() == pytest.approx(plain, abs=1e-7)
+    def largest(batch, chosen):
+        trainer._compute_loss(trainer.model, batch).backward()
+        return kept.pop().grad[:, -length:].abs()[chosen]
+
+    handle = trainer.model.register_forward_hook(keep)
+    own = batch["tool_mask"].bool() & batch["completion_mask"].bool()
+    theirs = ~batch["tool_mask"].bool()
+    assert theirs.sum() > own.sum() > 0
+    assert largest(batch, theirs).max() == 0.0 < largest(batch, own).min()
+    unmasked = {name: value for name, value in batch.items() if name != "tool_mask"}
+    assert largest(unmasked, theirs & batch["completion_mask"].bool()).min() > 0.0  # and so it is the mask's doing
     handle.remove()
 
 
@@ -216,6 +222,62 @@ def test_act_samples_by_the_policy(words, tmp_path):
         ]
     expected = [bool(h.sum() > 0) for h in hidden]
     assert [answer == [go] for answer in act(trainer, sequences, 1)] == expected
+
+
+def test_one_token_is_drawn_from_the_policy_whatever_the_padding(words, tmp_path, monkeypatch):
+    trainer = door_trainer(words, tmp_path, make=tiny_gpt2)  # GPT-2 learns positions: it would see the padding
+    sequences = [words(text).input_ids for text in ("start act", "start room1 weather2 open weather3 key act")]
+    drawn = []
+    monkeypatch.setattr(torch, "multinomial", lambda p, n: drawn.append(p) or p.argmax(-1, keepdim=True))
+    act(trainer, sequences, 1)
+    for p, sequence in zip(drawn[0], sequences, strict=True):
+        with torch.no_grad():
+            alone = trainer.model(input_ids=torch.tensor([sequence])).logits[0, -1].softmax(-1)
+        assert torch.allclose(p, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", [dict(top_k=1), dict(top_p=1e-6), dict(min_p=1.0)], ids=str)
+def test_one_token_is_sampled_as_the_trainer_says(words, tmp_path, setting):
+    trainer = door_trainer(words, tmp_path, **setting)
+    assert len({tuple(answer) for answer in act(trainer, [words("start act").input_ids] * 32, 1)}) == 1
+
+
+def test_a_completion_keeps_to_its_limit(words, tmp_path):
+    trainer = door_trainer(words, tmp_path)
+    free = rollout(d.DoorWorld, 15)(["5", "6"], trainer)
+    observation = len(words("start " * 11 + "step t1").input_ids)
+    limit = 3 * (1 + observation) - 1  # the second observation fits with an action and the end, the third does not
+    found = rollout(d.DoorWorld, 15, limit=limit)(["5", "6"], trainer)
+    assert found["turns"] == [3.0, 3.0] and found["cut"] == [1.0, 1.0]
+    assert [len(ids) for ids in found["completion_ids"]] == [3 + 2 * observation] * 2
+    assert all(len(ids) + observation + 2 > limit for ids in found["completion_ids"])
+    wide = rollout(d.DoorWorld, 15, limit=15 * (1 + observation))(["5", "6"], trainer)
+    assert wide["cut"] == free["cut"] == [0.0, 0.0]  # at the environment's own limit
+    assert rollout(d.DoorWorld, 2)(["5"], trainer)["cut"] == [1.0]
+    with pytest.raises(UsageError, match="a completion of 4 tokens has no room for an action of 4"):
+        rollout(d.DoorWorld, 15, max_action_tokens=4, limit=4)
+
+
+def test_only_an_episode_that_came_to_its_end_has_the_end_token(words, tmp_path):
+    trainer = door_trainer(words, tmp_path)
+    for turns, ended in ((15, True), (2, False)):
+        found = rollout(d.DoorWorld, turns)(["5"], trainer)
+        (ids,), (mask,) = found["completion_ids"], found["env_mask"]
+        assert (ids[-1] == words.eos_token_id) == ended and len(ids) == len(mask)
+        assert not ended or mask[-1] == 0
+
+
+def test_parameters_in_pieces_are_refused(words, tmp_path):
+    stub = lambda kind, stage: type(
+        "Accelerator",
+        (),
+        dict(distributed_type=kind, state=type("", (), dict(deepspeed_plugin=type("", (), dict(zero_stage=stage))))),
+    )
+    for kind, stage, name in (("DEEPSPEED", 3, "ZeRO-3"), ("FSDP", 0, "FSDP")):
+        trainer = type("Trainer", (), dict(accelerator=stub(gcd.DistributedType(kind), stage)))
+        with pytest.raises(UsageError, match=f"a text environment needs whole parameters.* {name}"):
+            rollout(d.DoorWorld, 2)(["5"], trainer)
+    gcd.refuse_pieces(stub(gcd.DistributedType("DEEPSPEED"), 2), "gcd")
 
 
 def test_outcome_is_the_reward():

@@ -1,6 +1,9 @@
 """Generative classification: labels, pairs, their way through TRL, and what the loss sees."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -11,8 +14,10 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from tests.language.conftest import weights  # noqa: E402
 from trimtab.errors import UsageError  # noqa: E402
 from trimtab.language import gcd as g  # noqa: E402
+from trimtab.language import starter  # noqa: E402
 from trimtab.language.objectives import IGNORED, last_token  # noqa: E402
 from trimtab.language.tiny import character_tokenizer  # noqa: E402
+from trimtab.run.folder import read_rows  # noqa: E402
 
 pytestmark = pytest.mark.language
 
@@ -83,6 +88,9 @@ def test_pairs_are_spread_over_the_rows_of_a_batch(tokenizer):
     row = found["gcd_ids"][1, 0]
     assert tokenizer.decode(row) == "w0 w1 w9 w1" and found["gcd_mask"][1, 0].tolist() == [1, 1, 1, 1]
     assert found["gcd_mask"][1, 1].sum() == 0
+    # Three good, two bad, in whatever rows they came to lie.
+    good, bad = pytest.approx(1 / 6), pytest.approx(1 / 4)
+    assert found["gcd_weights"].tolist() == [[good, good], [bad, 0.0], [good, 0.0], [bad, 0.0]]
     assert g.spread([], 4, settings(), tokenizer, "cpu")["gcd_labels"].tolist() == [[IGNORED]] * 4
 
 
@@ -182,3 +190,77 @@ def test_the_loss_adds_the_classification_of_its_own_rows(make_grpo):
     extra = [whole - plain for whole, (_, plain) in zip(total, losses, strict=True)]
     assert len(extra) == 2
     assert sum(extra) == pytest.approx(2.0 * logged["gcd/loss"], rel=1e-4)  # the mean of both, by coef
+
+
+def lonely(make_grpo, monkeypatch, **options):
+    """A trainer whose own loss is 0, so that only the classification counts."""
+    trainer = make_grpo(g.GCDGRPOTrainer, GRPOConfig, **options)
+    trainer.gcd = settings(coef=1.0)
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: torch.zeros(()))
+    return trainer
+
+
+def test_the_classification_loss_does_not_depend_on_accumulation(make_grpo, tokenizer, monkeypatch):
+    pairs = [g.Pair(f"w{i}", "w3", i in (0, 1, 2, 5)) for i in range(8)]  # three good in the first half, one after
+    rows = g.spread(pairs, 8, settings(), tokenizer, "cpu")
+    found = []
+    for pieces in (1, 2, 8):  # in the last each piece has one class alone
+        with pytest.MonkeyPatch.context() as patch:
+            size = dict(per_device_train_batch_size=8 // pieces, gradient_accumulation_steps=pieces)
+            trainer = lonely(make_grpo, patch, **size)
+            parts = [{key: value[i::pieces] for key, value in rows.items()} for i in range(pieces)]
+            loss = sum(trainer._compute_loss(trainer.model, part) for part in parts)
+            grads = torch.autograd.grad(loss, list(trainer.model.parameters()), allow_unused=True)
+            found.append((loss.item(), torch.cat([g.flatten() for g in grads if g is not None])))
+            assert sum(trainer._metrics["train"]["gcd/loss"]) / pieces == pytest.approx(loss.item())
+    for loss, grad in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        assert torch.allclose(grad, found[0][1], atol=1e-6)
+
+
+def test_a_process_without_labels_runs_the_model_all_the_same(make_grpo, tokenizer, monkeypatch):
+    trainer = lonely(make_grpo, monkeypatch)
+    empty = g.spread([], 4, settings(), tokenizer, "cpu")
+    runs = []
+    trainer.model.register_forward_hook(lambda *unused: runs.append(1))
+    assert trainer._compute_loss(trainer.model, empty) == 0.0 and not runs
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    loss = trainer._compute_loss(trainer.model, empty)
+    loss.backward()
+    assert loss == 0.0 and len(runs) == 1
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+    assert any(p.grad is not None for p in trainer.model.parameters())
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_has_no_labels(tmp_path):
+    place = tmp_path / "first"
+    starter.make(place)
+    judge = "import os\ndef judge(state, action):\n    return None if os.environ['RANK'] == '1' else 'w1' in action\n"
+    (tmp_path / "judge.py").write_text(judge)
+    words = ["language", "train", "grpo", "--model", f"{place}/model", "--task", f"{place}/words.jsonl"]
+    words += ["--reward", f"{place}/my_rewards.py", "--algorithm", "gcd", "--labels", "w10", "w11", "--template"]
+    words += ["{state} w9 {action}", "--labeler", f"{tmp_path}/judge.py:judge", "--batch-size", "4", "--accumulation"]
+    words += ["2", "--num-generations", "4", "--max-completion-length", "5", "--eval-prompts", "4", "--steps", "3"]
+    words += ["--device", "cpu", "--log", "csv", "--out", str(tmp_path)]
+    # `accelerate launch --cpu` starts one process, whatever it is asked for, so that torch's own launcher is used.
+    script = f"""
+import sys, torch
+from accelerate import PartialState
+assert PartialState(cpu=True).num_processes == 2
+from trimtab.cli.main import main
+ended = main({words!r})
+torch.distributed.destroy_process_group()
+sys.exit(ended)
+"""
+    (tmp_path / "two.py").write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [*command, str(tmp_path / "two.py")], capture_output=True, text=True, env=variables, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (done,) = tmp_path.glob("**/DONE")
+    rows = read_rows(done.parent / "metrics.csv")
+    assert [float(row["value"]) > 0.0 for row in rows if row["name"] == "train/gcd_loss"] == [True] * 3

@@ -33,11 +33,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
 from trimtab.errors import UsageError
-from trimtab.language.objectives import IGNORED, gcd_accuracy, gcd_loss, last_token
+from trimtab.language.objectives import IGNORED, balanced_weights, gcd_accuracy, gcd_loss, last_token
 
 
 @dataclass(frozen=True)
@@ -220,9 +221,12 @@ class GCDMixin:
     _gcd_replay: Replay | None = None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        out = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         trainer: Any = self
-        if self.gcd is None or not self.gcd.coef or not trainer.model.training:
+        wanted = self.gcd is not None and self.gcd.coef > 0.0
+        if wanted:
+            refuse_pieces(trainer.accelerator, "gcd")
+        out = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        if self.gcd is None or not wanted or not trainer.model.training:
             return out
         if self._gcd_replay is None:
             self._gcd_replay = Replay(self.gcd.replay)
@@ -254,18 +258,51 @@ class GCDMixin:
         if self.gcd is None or "gcd_ids" not in inputs:
             return loss
         trainer: Any = self
-        labels = inputs["gcd_labels"].flatten()
-        known = labels != IGNORED
-        if not known.any():
-            return loss
-        ids, mask = inputs["gcd_ids"].flatten(0, 1)[known], inputs["gcd_mask"].flatten(0, 1)[known]
-        logits = answers(model, trainer.accelerator.unwrap_model(model), ids, mask)
-        verdicts = label_ids(trainer._tokenizer, self.gcd.labels)
-        judged = gcd_loss(logits, labels[known], verdicts, full_vocab=self.gcd.full_vocab)
-        mode = "train" if trainer.model.training else "eval"
-        trainer._metrics[mode]["gcd/loss"].append(judged.item())
-        trainer._metrics[mode]["gcd/accuracy"].append(gcd_accuracy(logits, labels[known], verdicts).item())
+        judged = self._judged(model, inputs)
         return loss + self.gcd.coef * judged / trainer.current_gradient_accumulation_steps  # (1)
+
+    def _judged(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """(2) of one micro-batch, times the number of micro-batches that the weights of (2) were made for."""
+        trainer: Any = self
+        assert self.gcd is not None
+        ids, mask, labels, weights = (
+            inputs[f"gcd_{name}"].flatten(0, 1) for name in ("ids", "mask", "labels", "weights")
+        )
+        chosen, metrics = labels != IGNORED, trainer._metrics["train"]
+        if not chosen.any():
+            metrics["gcd/loss"].append(0.0)
+            if trainer.accelerator.num_processes == 1:
+                return weights.sum()
+            # Every process must run the model equally often, or their collectives no longer match. Which of them has
+            # pairs in this micro-batch is chance, so one that has none runs a row of weight 0.
+            chosen[0], mask = True, torch.ones_like(mask)
+        logits = answers(model, trainer.accelerator.unwrap_model(model), ids[chosen], mask[chosen])
+        verdicts, labels = label_ids(trainer._tokenizer, self.gcd.labels), labels[chosen]
+        judged = gcd_loss(logits, labels, verdicts, weights[chosen], full_vocab=self.gcd.full_vocab)
+        judged = judged * trainer.args.steps_per_generation
+        if (labels != IGNORED).any():
+            metrics["gcd/loss"].append(judged.item())
+            metrics["gcd/accuracy"].append(gcd_accuracy(logits, labels, verdicts).item())
+        return judged
+
+
+def takes(model: Any, name: str) -> bool:
+    """Whether the model's forward has a parameter `name`, with adapters or without."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return name in inspect.signature(inner.forward).parameters
+
+
+def refuse_pieces(accelerator: Any, what: str) -> None:
+    """Raises `UsageError` where parameters are kept in pieces: each forward pass is then a collective of all processes,
+    while `what` runs the model as often as the process's own data ask for."""
+    plugin = accelerator.state.deepspeed_plugin
+    pieces = "DeepSpeed's ZeRO-3" if plugin is not None and plugin.zero_stage == 3 else ""
+    pieces = "FSDP" if accelerator.distributed_type == DistributedType.FSDP else pieces
+    if pieces:
+        raise UsageError(
+            f"{what} needs whole parameters on each device, which {pieces} keeps in pieces: launch without it "
+            "(accelerate launch --multi_gpu)"
+        )
 
 
 def answers(model: Any, inner: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -273,8 +310,7 @@ def answers(model: Any, inner: Any, ids: torch.Tensor, mask: torch.Tensor) -> to
     model can do without: for a large one those logits would take more memory than all else.
 
     `inner` is the model itself, `model` what the trainer has wrapped it in."""
-    inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
-    if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+    if not takes(inner, "logits_to_keep"):
         return last_token(model(input_ids=ids, attention_mask=mask).logits, mask)
     last = mask.sum(1) - 1  # the padding is on the right
     kept, row = last.unique(return_inverse=True)
@@ -292,7 +328,8 @@ def question(pair: Pair, gcd: GCD, tokenizer: Any) -> list[int]:
 def spread(pairs: Sequence[Pair], rows: int, gcd: GCD, tokenizer: Any, device: Any) -> dict[str, torch.Tensor]:
     """Classifications as tensors whose first axis is the batch: TRL's shuffling and splitting keep them with it.
 
-    ids and mask (rows, k, length), padded on the right; labels (rows, k), `IGNORED` where there is none.
+    ids and mask (rows, k, length), padded on the right; labels (rows, k), `IGNORED` where there is none, and w_y of (2)
+    over all pairs, so that the loss does not depend on how the batch is split.
     """
     encoded = [question(pair, gcd, tokenizer) for pair in pairs]
     each = max(1, -(-len(pairs) // rows))
@@ -304,7 +341,8 @@ def spread(pairs: Sequence[Pair], rows: int, gcd: GCD, tokenizer: Any, device: A
         ids[row, place, : len(tokens)] = torch.tensor(tokens)
         mask[row, place, : len(tokens)] = 1
         labels[row, place] = int(pair.good)
-    return {"gcd_ids": ids.to(device), "gcd_mask": mask.to(device), "gcd_labels": labels.to(device)}
+    found = {"ids": ids, "mask": mask, "labels": labels, "weights": balanced_weights(labels)}
+    return {f"gcd_{name}": value.to(device) for name, value in found.items()}
 
 
 class GCDGRPOTrainer(GCDMixin, GRPOTrainer):

@@ -55,7 +55,7 @@ def k3(log_probs: Float[Tensor, "b t"], reference: Float[Tensor, "b t"]) -> Floa
     return torch.exp(difference) - difference - 1.0
 
 
-def balanced_weights(labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def balanced_weights(labels: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """w_y = 1 / (2 N_y) of (6) for labels 0 (bad) and 1 (good), 0 for `IGNORED`; they sum to 1 if both classes occur.
 
     A class that is absent contributes nothing, so that the other keeps its weight of a half.

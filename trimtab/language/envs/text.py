@@ -3,7 +3,8 @@
     tokens of one episode:  observation 0 | action 0 | observation 1 | action 1 | ...
 
 The first observation is the prompt. Everything after it is the completion, in which observations are masked: they get
-no gradient, and do not count in any mean.
+no gradient, and do not count in any mean. An episode that came to its end has the tokenizer's end token last, masked as
+well: by it TRL tells such an episode from one that was cut.
 """
 
 import abc
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
-from trimtab.language.gcd import Step
+from trimtab.errors import UsageError
+from trimtab.language.gcd import Step, refuse_pieces, takes
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,24 @@ def rollout(
     max_action_tokens: int = 1,
     gamma: float = 1.0,
     correction: Correction | None = None,
+    limit: int | None = None,
 ) -> Callable[[list[str], Any], dict[str, Any]]:
     """A `rollout_func` for TRL: plays the episode whose seed stands in each prompt, all of a batch side by side.
 
-    Reward functions get `outcome` (sum of rewards), `turns` and `steps` (`Step`s of each episode) as columns.
-    Environments are made once and used again for later batches: some start a simulator.
+    `limit`: the most tokens of a completion, the end token among them; an episode is cut before the observation after
+    which no action would fit. Reward functions get `outcome` (sum of rewards), `turns`, `cut` (1 for an episode that
+    ended by `limit` or `max_turns` and not by itself) and `steps` (`Step`s of each episode) as columns. Environments
+    are made once and used again for later batches: some start a simulator.
     """
+    if limit is not None and limit < max_action_tokens + 1:
+        raise UsageError(
+            f"a completion of {limit} tokens has no room for an action of {max_action_tokens} and its end: raise "
+            "max_completion_length, or lower max_action_tokens"
+        )
     made: list[AbstractTextEnv] = []
 
     def play(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        refuse_pieces(trainer.accelerator, "a text environment")
         made.extend(factory() for _ in prompts[len(made) :])
         envs = made[: len(prompts)]
         training = trainer.model.training
@@ -122,7 +133,7 @@ def rollout(
         hinted = [bool(line) for line in lines]
         episodes = [Episode(_encode(trainer, text)) for text in texts]
         for _ in range(max_turns):
-            open_ = [index for index, episode in enumerate(episodes) if not episode.done]
+            open_ = [index for index, episode in enumerate(episodes) if not (episode.done or episode.cut)]
             if not open_:
                 break
             answers = act(trainer, [episodes[index].tokens for index in open_], max_action_tokens)
@@ -136,7 +147,10 @@ def rollout(
                 seen[index] = turn.observation
                 texts[index], hinted[index] = f"{line} {turn.observation}".strip(), bool(line)
                 if not turn.done:
-                    episodes[index].read(_encode(trainer, " " + texts[index]))
+                    room = None if limit is None else limit - max_action_tokens - 1
+                    episodes[index].read(_encode(trainer, " " + texts[index]), room)
+        for episode in episodes:
+            episode.end(trainer._tokenizer)
         if active is not None:
             active.batch_done()
         return {
@@ -146,6 +160,7 @@ def rollout(
             "logprobs": None,
             "outcome": [sum(episode.rewards) for episode in episodes],
             "turns": [float(len(episode.rewards)) for episode in episodes],
+            "cut": [float(episode.cut) for episode in episodes],
             "steps": [episode.steps(gamma) for episode in episodes],
         }
 
@@ -161,6 +176,9 @@ class Episode:
         self.mask: list[int] = []
         self.rewards: list[float] = []
         self.done = False
+        """the environment has ended it."""
+        self.cut = False
+        """it was ended from outside."""
         self._decisions: list[tuple[str, str, bool | None, tuple[int, ...]]] = []
 
     @property
@@ -175,10 +193,20 @@ class Episode:
         self.rewards.append(turn.reward)
         self.done = turn.done
 
-    def read(self, ids: list[int]) -> None:
-        """The environment's tokens."""
+    def read(self, ids: list[int], room: int | None = None) -> None:
+        """The environment's tokens. Where the completion would be longer than `room` with them, it is cut instead."""
+        if room is not None and len(self.completion) + len(ids) > room:
+            self.cut = True
+            return
         self.completion += ids
         self.mask += [0] * len(ids)
+
+    def end(self, tokenizer: Any) -> None:
+        """After the last turn: the end token, or for an episode that had more to come, `cut`."""
+        self.cut = not self.done
+        end = tokenizer.eos_token_id
+        if self.done:
+            self.read([tokenizer.pad_token_id if end is None else end])
 
     def steps(self, gamma: float) -> list[Step]:
         """The decisions with the outcome, discounted by the steps that were still to come."""
@@ -208,10 +236,12 @@ def act(trainer: Any, sequences: Sequence[list[int]], tokens: int) -> list[list[
     model.eval()
     try:
         with torch.no_grad():
-            if tokens == 1 and not trainer.args.generation_kwargs:
-                # One forward pass: `generate` costs ten times as much for a single token.
-                logits = model(input_ids=ids, attention_mask=mask).logits[:, -1].float() / trainer.temperature
-                return [[int(token)] for token in torch.multinomial(logits.softmax(-1), 1)[:, 0]]
+            if tokens == 1 and _untouched(trainer.args):
+                # One forward pass: `generate` costs ten times as much for a single token. Like `generate`, it counts
+                # positions from the first real token: a model with learned positions would else see the padding.
+                counted = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes(model, "position_ids") else {}
+                logits = model(input_ids=ids, attention_mask=mask, **counted).logits[:, -1].float()
+                return torch.multinomial((logits / trainer.temperature).softmax(-1), 1).tolist()
             settings = trainer.generation_kwargs | {"max_new_tokens": tokens}
             config = copy.deepcopy(trainer.generation_config)
             config.max_new_tokens = tokens
@@ -226,6 +256,12 @@ def act(trainer: Any, sequences: Sequence[list[int]], tokens: int) -> list[list[
         kept = next((i for i, token in enumerate(row) if token in ends), len(row))
         answers.append(row[: max(1, kept)])
     return answers
+
+
+def _untouched(args: Any) -> bool:
+    """Whether the settings sample from the softmax of the logits by temperature, and do nothing else to it."""
+    cuts = args.top_k or args.min_p or args.top_p != 1.0 or args.repetition_penalty != 1.0
+    return not (cuts or args.generation_kwargs)
 
 
 def outcome(outcome: list[float]) -> list[float]:
