@@ -306,13 +306,27 @@ def test_rloo_dpo_and_sft_take_the_mix_in(make_grpo, model, tokenizer, tmp_path)
         (dict(gr_schedule="sudden"), "gr_schedule must be one of constant, linear, cosine"),
         (dict(gr_gamma=1.0, fsdp="full_shard"), "DeepSpeed and FSDP"),
         (dict(gr_gamma=1.0, deepspeed={"zero_optimization": {"stage": 2}}), "DeepSpeed and FSDP"),
-        (dict(gr_gamma=1.0, fp16=True), "loss scale of fp16"),
+        (dict(gr_gamma=1.0, fp16=True), "set bf16=False and fp16=False"),
+        (dict(gr_gamma=1.0, bf16=True), "set bf16=False and fp16=False"),
         (dict(gr_gamma=1.0, use_adaptive_entropy=True), "changes the loss between the two passes"),
     ],
 )
 def test_wrong_settings_are_one_line(wrong, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        gr.GradRegGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **wrong)
+        gr.GradRegGRPOConfig(**(dict(output_dir=str(tmp_path), use_cpu=True, bf16=False) | wrong))
+
+
+def test_half_precision_is_refused_wherever_it_comes_from(make_grpo, model, monkeypatch):
+    at_default = gr.GradRegGRPOConfig(output_dir="unused", use_cpu=True, gr_gamma=1.0)
+    assert at_default.bf16 is False  # TRL's own default is True
+    trainer = grpo(make_grpo, gr_gamma=0.0)
+    trainer.gr_scheduler = lambda step: 1.0
+    with monkeypatch.context() as patch:
+        patch.setattr(type(trainer.accelerator), "mixed_precision", property(lambda self: "bf16"))
+        with pytest.raises(UsageError, match="launch with --mixed_precision no"):
+            trainer.training_step(model, {})
+    with pytest.raises(UsageError, match=r"dtype=torch\.float32"):
+        trainer.training_step(model.bfloat16(), {})
 
 
 @pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP])
@@ -367,9 +381,9 @@ def test_nothing_left_to_perturb_is_said(make_grpo):
         trainer.train()
 
 
-def test_gradient_lost_in_rounding_is_said(make_grpo):
-    trainer = grpo(make_grpo, gr_gamma=1.0, gr_eps=1e-12, max_steps=1)
+def test_gradient_lost_in_rounding_is_said_once(make_grpo):
+    trainer = grpo(make_grpo, gr_gamma=1.0, gr_eps=1e-12, max_steps=2)
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+        warnings.simplefilter("default")
         trainer.train()
-    assert any("lost in rounding" in str(warning.message) for warning in said)
+    assert ["lost in rounding" in str(warning.message) for warning in said].count(True) == 1

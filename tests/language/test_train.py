@@ -250,9 +250,25 @@ def test_a_bad_task_line_is_named(place, tmp_path, capsys, text, parts):
         (["--algorithm", "gcd", "--labels", "w1 w2", "w3"], ["the label 'w1 w2' is 2 tokens"]),
         (["--algorithm", "gcd", "--labels", "w1", "w3", "--labeler", "oracle"], ["needs --env"]),
         (["--reset-reference", "5"], ["needs --beta"]),
+        (["--dtype", "bfloat16"], ["half of the last digit", "--lora"]),
+        (["--dtype", "bfloat16", "--lora", "2", "--algorithm", "gradreg", "--gamma", "1"], ["needs float32 weights"]),
         (["--reward-weights", "1", "2"], ["2 reward weights for 1 paid"]),
         (["--loss", "best"], ["unknown loss 'best'"]),
-        (["--lora", "2", "--lora-targets", "attention", "--steps", "1"], ["no modules attention"]),
+        (["--lora", "2", "--lora-targets", "q_proj", "attention"], ["no modules attention", "it has", "q_proj"]),
+        (["--lora", "2", "--lora-targets", "mlp"], ["no modules mlp"]),  # a block, not a matrix
+        (["--lora", "-1"], ["--lora must be at least 0, got -1"]),
+        (["--probe-freq", "0"], ["--probe-freq must be at least 1, got 0"]),
+        (["--checkpoint-freq", "-5"], ["--checkpoint-freq must be at least 0, got -5"]),
+        (["--reset-reference", "-1", "--beta", "1"], ["--reset-reference must be at least 0, got -1"]),
+        (["--temperature", "0"], ["--temperature must be above 0, got 0.0"]),
+        (["--algorithm", "gradreg", "--gamma", "1", "--eps", "0"], ["--eps must be above 0, got 0.0"]),
+        (["--algorithm", "gradreg", "--gamma", "inf"], ["--gamma must be at least 0, got inf"]),
+        (["--learning-rate", "nan"], ["--learning-rate must be at least 0, got nan"]),
+        (["--seed", "4294967296"], ["--seed must be below 2^32"]),
+        (["--algorithm", "gcd", "--template", "{{state}} {{action}} {{x}}"], ["--template knows {state} and {action}"]),
+        (["--algorithm", "gcd", "--template", "{{state}} {{action}} {{"], ["--template knows {state} and {action}"]),
+        (["--coef", "1"], ["--coef is gcd's, not plain's: add --algorithm gcd"]),
+        (["--eps", "0.1"], ["--eps is gradreg's, not plain's: add --algorithm gradreg"]),
         (["--algorithm", "best"], ["algorithm", "gradreg"]),
         (["--log", "paper"], ["unknown logger 'paper'"]),
         (["--env", "door-word"], ["give either --task"]),
@@ -261,9 +277,9 @@ def test_a_bad_task_line_is_named(place, tmp_path, capsys, text, parts):
 def test_bad_flags_are_one_line(place, tmp_path, capsys, more, parts):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
-    more = [word.format(tmp=tmp_path, place=place) if word[0] == "{" and "state" not in word else word for word in more]
-    assert train(place, *more, out=tmp_path / "runs") == 2
+    assert train(place, *(word.format(tmp=tmp_path, place=place) for word in more), out=tmp_path / "runs") == 2
     fails(capsys, 2, *parts)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["DeepSpeed", "FSDP"])
@@ -276,15 +292,24 @@ def test_a_launcher_that_cuts_gradients_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-def test_gradreg_reads_weights_in_float32_where_auto_would_not(place, monkeypatch):
+def test_weights_that_adamw_moves_are_float32_and_gradreg_probes_in_it(place, tmp_path, monkeypatch):
     from trimtab.language import train as module
     from trimtab.language.flags import Flags
 
     half = module.load_model(Flags(model=f"{place}/model", dtype="bfloat16"))
-    half.save_pretrained(place / "half")
+    half.save_pretrained(tmp_path / "half")  # as nearly every model is saved
+    assert module.load_model(Flags(model=f"{tmp_path}/half")).dtype == torch.float32  # on the CPU
     monkeypatch.setattr(module, "device_of", lambda device: "gpu")
-    dtype = lambda algorithm: module.load_model(Flags(model=f"{place}/half", algorithm=algorithm)).dtype
-    assert dtype("gradreg") == torch.float32 and dtype("plain") == torch.bfloat16
+    flags = lambda algorithm="plain", **more: Flags(model=f"{tmp_path}/half", algorithm=algorithm, **more)
+    dtype = lambda *what, **more: module.load_model(flags(*what, **more)).dtype
+    assert dtype() == dtype("gcd") == dtype("gradreg") == dtype("gradreg", lora=2) == torch.float32
+    assert dtype(lora=2) == torch.bfloat16  # PEFT keeps the adapters themselves in float32
+    asked: list[dict] = []
+    monkeypatch.setitem(module.CONFIGS, "grpo", lambda **options: asked.append(options))
+    built = module.Built(None, None, [], [{}], [], None, None, None)
+    for given in (flags(), flags(dtype="float32"), flags("gradreg", gamma=1.0)):
+        module.arguments("grpo", given, built, tmp_path)
+    assert [options["bf16"] for options in asked] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +319,8 @@ def test_gradreg_reads_weights_in_float32_where_auto_would_not(place, monkeypatc
         (["language", "fly"], ["unknown command 'fly'"]),
         (["language", "train", "ppo"], ["unknown trainer 'ppo'", "grpo|rloo"]),
         (["language", "train", "--model", "x"], ["the trainer comes first"]),
+        (["language", "train", "rloo", "--model", "x", "--algorithm", "gcd"], ["gcd does not run before rloo"]),
+        (["language", "train", "grpo", "--model", "x", "--env", "e", "--eval-task", "t"], ["--eval-task goes with"]),
     ],
 )
 def test_wrong_commands(words, parts, capsys):
@@ -301,11 +328,63 @@ def test_wrong_commands(words, parts, capsys):
     fails(capsys, 2, *parts)
 
 
+def test_help_and_wrong_flags_need_no_pytorch():
+    code = """
+import contextlib, io, sys
+from trimtab.cli.main import main
+said = io.StringIO()
+with contextlib.redirect_stdout(said):
+    status = main(["language", "train", "--help"])
+assert status == 0 and said.getvalue().startswith("usage: trimtab language train grpo|rloo"), said.getvalue()
+assert main(["language", "train", "grpo", "--model", "x", "--task", "t", "--reward", "r", "--lora", "-1"]) == 2
+with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    main(["language", "train", "grpo", "--help"])
+assert "--max-completion-length" in said.getvalue()
+assert not {"torch", "transformers", "huggingface_hub"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_told_or_asked_of_the_network_for_a_model_on_disk(tmp_path, there):
+    # Hugging Face reads its variables once: what counts is what it has read when our trainers are imported.
+    code = """
+import sys, types
+from trimtab.cli.main import main
+class Trainers(types.ModuleType):
+    def __getattr__(self, name):
+        from huggingface_hub import constants
+        print(constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE)
+        return lambda trainer, flags, command: "run"
+sys.modules["trimtab.language.train"] = Trainers("trimtab.language.train")
+assert main(["language", "train", "grpo", "--model", sys.argv[1], "--task", "t", "--reward", "r"]) == 0
+"""
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRL_", "DISABLE", "DO_NOT"))
+    }
+    place = tmp_path if there else tmp_path / "on-the-hub"
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(place)], env=clean, capture_output=True, text=True, timeout=60
+    )
+    assert told.stdout.startswith(f"True {there}"), told
+
+
+def test_groups_are_counted_over_all_processes(monkeypatch):
+    from trimtab.language.flags import Flags, check
+
+    flags = Flags(model="x", task=Path("t"), reward=("r",), batch_size=1, num_generations=8)
+    monkeypatch.setenv("WORLD_SIZE", "8")  # as launchers set it
+    check(flags, "grpo")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(t.UsageError, match=r"devices \(1 x 1 x 4\) must be a multiple of num_generations \(8\)"):
+        check(flags, "grpo")
+
+
 def test_without_the_extra_one_line_names_it(capsys, monkeypatch):
     from trimtab import language
 
     monkeypatch.setattr(language, "NEEDED", ("torch", "no_such_package_of_theirs"))
-    assert main(["language", "train", "grpo", "--model", "x"]) == 2
+    assert main(["language", "train", "grpo", "--model", "x", "--task", "t", "--reward", "r"]) == 2
     fails(capsys, 2, "no_such_package_of_theirs", "pip install 'trimtab[language]'")
 
 

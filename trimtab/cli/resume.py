@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -24,17 +25,19 @@ class Flags:
 def run(args: list[str]) -> None:
     """Goes on from the last checkpoint."""
     flags = parse(Flags, args, "trimtab resume")
-    if read_config(flags.run).get("wing") == "language":
-        _language(flags)
+    record = read_config(flags.run)
+    if record.get("wing") == "language":
+        _language(flags, record)
         return
     trained = api.resume(flags.run, steps=flags.steps)
     print(f"run     {trained.path}")
 
 
-def _language(flags: Flags) -> None:
-    from trimtab.language import require
+def _language(flags: Flags, record: dict[str, Any]) -> None:
+    from trimtab.language import require, stay_offline
 
     require()
+    stay_offline(record["flags"]["model"], record["flags"]["tokenizer"])
     from trimtab.language.train import resume
 
     if flags.steps is not None:

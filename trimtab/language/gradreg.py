@@ -162,16 +162,21 @@ class GradRegArguments:
         ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.gr_gamma and self.bf16 is None:  # type: ignore[has-type]  # TRL would take it
+            self.bf16 = False
         _refuse(self)  # before transformers looks for DeepSpeed, which may not even be installed
         super().__post_init__()  # type: ignore[misc]  # the config of the trainer that stands behind this in the MRO
+
+
+_COARSE = "gradient regularisation takes the difference of two gradients, which half precision drowns in rounding"
 
 
 def _refuse(args: Any) -> None:
     """Raises `UsageError` for what the double pass cannot do."""
     if not args.gr_gamma:
         return
-    if args.fp16:
-        raise UsageError("gradient regularisation does not know the loss scale of fp16: use bf16, or full precision")
+    if args.fp16 or args.bf16:
+        raise UsageError(f"{_COARSE}: set bf16=False and fp16=False")
     if args.deepspeed or args.fsdp:
         raise UsageError(
             "gradient regularisation needs whole gradients between two backward passes, which DeepSpeed and FSDP keep "
@@ -181,6 +186,16 @@ def _refuse(args: Any) -> None:
         raise UsageError(
             "use_adaptive_entropy changes the loss between the two passes of gradient regularisation: set entropy_coef"
         )
+
+
+def _refuse_launch(accelerator: Any, model: torch.nn.Module) -> None:
+    """The same for what only shows when a trainer runs: a launcher can choose it, and a schedule can set gamma."""
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise UsageError("gradient regularisation does not run under DeepSpeed or FSDP: launch without them")
+    if accelerator.mixed_precision != "no":
+        raise UsageError(f"{_COARSE}: launch with --mixed_precision no, and set bf16=False and fp16=False")
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+        raise UsageError(f"{_COARSE}: read the model with dtype=torch.float32")
 
 
 class GradRegMixin:
@@ -223,8 +238,7 @@ class GradRegMixin:
         gamma = self.gr_gamma_now()
         if gamma == 0.0:
             return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        if trainer.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-            raise UsageError("gradient regularisation does not run under DeepSpeed or FSDP: launch without them")
+        _refuse_launch(trainer.accelerator, model)
         self._gr_window = [] if self._gr_window is None else self._gr_window
         self._gr_old = _LogProbs(model)
         try:
@@ -265,7 +279,7 @@ class GradRegMixin:
             for p, g, move in zip(params, g1, moved, strict=True):
                 p.grad = None
                 if move:
-                    p.copy_(_wide(p) + args.gr_eps * g)
+                    p.add_(args.gr_eps * g)
         try:
             ratio = self._replay(model, window, num_items)
         finally:
@@ -278,10 +292,10 @@ class GradRegMixin:
         rest = g1 if args.gr_excluded == "g1" else g2
         mixed = combined(g1, g2, gamma, args.gr_eps)
         for p, new, old, move, seen in zip(params, mixed, rest, moved, reached, strict=True):
-            p.grad = (new if move else old).to(p.dtype) if seen else None
+            p.grad = (new if move else old) if seen else None
         metrics = compare(first, second, g1, g2, args.gr_eps)
         if metrics["g1_norm"] > 0.0 and metrics["change"] < LOST:
-            _say_lost(metrics["change"])
+            _say_lost()
         return metrics | {"gamma": gamma} | ({} if math.isnan(ratio) else {"ratio": ratio})
 
     def _replay(self, model: Any, window: "list[_Kept]", num_items: Any) -> float:
@@ -369,23 +383,18 @@ class _LogProbs:
             self._handle.remove()
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In single precision at least: half the digits of bf16 would drown eps g1."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
-    return _wide(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach())
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
 
 
 def _devices(trainer: Any) -> list[int]:
     return list(range(torch.cuda.device_count())) if trainer.accelerator.device.type == "cuda" else []
 
 
-def _say_lost(change: float) -> None:
+def _say_lost() -> None:
+    # No figure in the text: Python says the same warning once, and gr/change holds the figures.
     warnings.warn(
-        f"the gradient changed by only {change:.1e} of its norm: the probe is lost in rounding; "
-        "raise gr_eps or train in float32",
+        f"the gradient changed by less than {LOST:g} of its norm: the probe is lost in rounding; raise gr_eps",
         stacklevel=3,
     )
 

@@ -6,16 +6,15 @@ the names of `metrics.csv`; the step is the optimiser step.
 
 # pyright: reportPrivateImportUsage=false
 
-import difflib
 import inspect
 import itertools
 import json
 import logging
 import math
-import os
 import re
 import signal
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from trimtab.language.coupling import CouplingCallback, CouplingProbe
 from trimtab.language.envs.door_world import DoorWorld
 from trimtab.language.envs.games import ScienceWorld, TextWorld
 from trimtab.language.envs.text import AbstractTextEnv, outcome, rollout
-from trimtab.language.flags import Flags
+from trimtab.language.flags import Flags, check
 from trimtab.language.gcd import (
     GCD,
     AbstractLabeler,
@@ -55,7 +54,7 @@ from trimtab.language.gradreg import (
 from trimtab.language.hacking import hacking_verdict
 from trimtab.language.tasks import Reward, load_file, read_rewards, read_task
 from trimtab.run.folder import Run, environment, read_config, read_rows, replace_text, write_json
-from trimtab.run.logging import check_loggers, make_loggers
+from trimtab.run.logging import make_loggers
 
 FORMAT = 1
 PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
@@ -67,62 +66,13 @@ TRAINERS: dict[tuple[str, str], type[Any]] = {
     ("rloo", "plain"): RLOOTrainer,
     ("rloo", "gradreg"): GradRegRLOOTrainer,
 }
-LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "luspo", "cispo", "sapo", "vespo")
-"""Losses of GRPO in TRL; rloo has its own."""
 
 CONFIGS: dict[str, type[Any]] = {"grpo": GradRegGRPOConfig, "rloo": GradRegRLOOConfig}
 
 
-def check(flags: Flags, trainer: str) -> None:
-    """Raises `UsageError` for what cannot be meant."""
-    if (trainer, flags.algorithm) not in TRAINERS:
-        can = sorted({name for name, algorithm in TRAINERS if algorithm == flags.algorithm})
-        raise UsageError(f"{flags.algorithm} does not run before {trainer}: choose {' or '.join(can)}")
-    if (flags.task is None) == (flags.env is None):
-        raise UsageError("give either --task FILE.jsonl or --env NAME")
-    if flags.task is not None and not flags.reward:
-        raise UsageError("a task needs --reward my_rewards.py: what completions are paid for")
-    for name in (
-        "steps",
-        "batch_size",
-        "accumulation",
-        "max_completion_length",
-        "max_turns",
-        "log_freq",
-        "eval_prompts",
-    ):
-        if getattr(flags, name) < 1:
-            raise UsageError(f"{name} must be at least 1, got {getattr(flags, name)}")
-    if flags.num_generations < 2:
-        raise UsageError(f"num_generations must be at least 2: completions are compared, got {flags.num_generations}")
-    if flags.batch_size * flags.accumulation % flags.num_generations:
-        raise UsageError(
-            f"batch_size x accumulation ({flags.batch_size} x {flags.accumulation}) must be a multiple of "
-            f"num_generations ({flags.num_generations})"
-        )
-    if flags.algorithm == "gradreg" and not flags.gamma > 0.0:
-        raise UsageError("gradreg needs --gamma above 0: start with 0.001 and raise it in factors of 3")
-    if flags.algorithm != "gradreg" and flags.gamma:
-        raise UsageError(f"--gamma is gradreg's, not {flags.algorithm}'s: add --algorithm gradreg")
-    for name, variable in (("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"), ("FSDP", "ACCELERATE_USE_FSDP")):
-        if flags.algorithm == "gradreg" and os.environ.get(variable, "").lower() in ("1", "true", "yes"):
-            raise UsageError(
-                f"gradreg needs whole gradients between two backward passes, which {name} keeps in pieces: launch "
-                "without it (accelerate launch --multi_gpu), or train with --algorithm plain"
-            )
-    if flags.loss not in LOSSES:
-        near = difflib.get_close_matches(flags.loss, LOSSES, n=1)
-        raise UsageError(f"unknown loss {flags.loss!r}: {f'did you mean {near[0]!r}?' if near else ', '.join(LOSSES)}")
-    if flags.reset_reference and not flags.beta:
-        raise UsageError("--reset-reference needs --beta above 0: without it there is no reference")
-    if flags.reset_reference and flags.lora:
-        raise UsageError("--reset-reference does not go with --lora: adapters have no reference to reset")
-    check_loggers(flags.log)
-
-
 def train(trainer: str, flags: Flags, command: str) -> Path:
     """Trains and returns the run folder. Raises `UsageError` before anything is written, `RunError` if it fails."""
-    quieten(flags.model)
+    quieten()
     check(flags, trainer)
     built = build(trainer, flags)
     state = PartialState()
@@ -162,7 +112,7 @@ def resume(path: Path) -> Path:
     if (path / "DONE").exists():
         print(f"{path} is finished: nothing to resume")
         return path
-    quieten(flags.model)
+    quieten()
     checkpoint = get_last_checkpoint(str(path / "checkpoints")) if (path / "checkpoints").is_dir() else None
     built = build(record["trainer"], flags)
     run = None
@@ -208,7 +158,23 @@ def build(trainer: str, flags: Flags) -> Built:
         label_ids(tokenizer, flags.labels)
     gcd = GCD(labeler(flags), flags.coef, flags.template, flags.labels) if flags.algorithm == "gcd" else None
     probe = read_probe(flags.probe, tokenizer) if flags.probe is not None else None
-    return Built(model, tokenizer, rows, eval_rows[: flags.eval_prompts], rewards, play, gcd, probe)
+    if flags.lora:
+        check_targets(model, flags.lora_targets)
+    built = Built(model, tokenizer, rows, eval_rows[: flags.eval_prompts], rewards, play, gcd, probe)
+    arguments(trainer, flags, built, flags.out)  # what TRL refuses, it refuses here
+    return built
+
+
+def check_targets(model: Any, targets: Sequence[str]) -> None:
+    """Raises `UsageError` for a target of adapters that is the name of no matrix of the model."""
+    weights = ((name, getattr(module, "weight", None)) for name, module in model.named_modules())
+    matrices = [name for name, weight in weights if isinstance(weight, torch.Tensor) and weight.ndim > 1]
+    missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in matrices)]
+    if missing or not targets:
+        ends = sorted({name.rpartition(".")[2] for name in matrices})
+        raise UsageError(
+            f"the model has no modules {' '.join(missing)} for --lora-targets; it has {', '.join(ends)}: name some"
+        )
 
 
 def text_env(name: str) -> Any:
@@ -287,12 +253,19 @@ def load_model(flags: Flags) -> Any:
         raise UsageError(f"no such model folder: {flags.model}")
     if folder.is_dir() and not (folder / "config.json").exists():
         raise UsageError(f"{flags.model} is no model folder: it has no config.json")
-    fine = device_of(flags.device) == "cpu" or flags.algorithm == "gradreg"
-    dtype = "float32" if flags.dtype == "auto" and fine else flags.dtype
     try:
-        return AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype_of(flags))
     except Exception as error:
         raise UsageError(f"cannot load a causal language model from {flags.model}: {_first(error)}") from error
+
+
+def dtype_of(flags: Flags) -> str:
+    """What weights are read in. Those that AdamW moves are float32 unless they are asked for otherwise: most models
+    are saved in bfloat16, where a step of the usual size is less than half of the last digit, and is lost."""
+    if flags.dtype != "auto":
+        return flags.dtype
+    fine = device_of(flags.device) == "cpu" or flags.algorithm == "gradreg" or not flags.lora
+    return "float32" if fine else "auto"
 
 
 def _first(error: Exception) -> str:
@@ -312,12 +285,8 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(0) if device_of(device) == "gpu" else "cpu (PyTorch)"
 
 
-def quieten(model: str) -> None:
-    """Nothing from the network for a model on disk, no telemetry, and none of their log lines between ours."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout functions: seams.py watches what they rest on
-    if Path(model).exists():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def quieten() -> None:
+    """None of their log lines between ours."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     disable_progress_bar()
@@ -351,7 +320,8 @@ def arguments(trainer: str, flags: Flags, built: Built, folder: Path) -> Any:
         reward_weights=[paid(reward) for reward in built.rewards],
         seed=flags.seed,
         use_cpu=cpu,
-        bf16=not cpu and flags.dtype != "float32",
+        # The probe of gradreg is a difference of two gradients: in bfloat16 it is noise.
+        bf16=not cpu and flags.dtype != "float32" and flags.algorithm != "gradreg",
         gradient_checkpointing=not cpu,
         logging_steps=float(flags.log_freq),
         logging_nan_inf_filter=False,
@@ -431,10 +401,6 @@ def assemble(name: str, flags: Flags, built: Built, folder: Path, callbacks: lis
             **options,
         )
     except ValueError as error:
-        if "target_modules" in str(error) or "Target modules" in str(error):
-            raise UsageError(
-                f"the model has no modules {' '.join(flags.lora_targets)}: name others by --lora-targets"
-            ) from error
         raise UsageError(f"TRL refuses these settings: {_first(error)}") from error
     if isinstance(trainer, GCDGRPOTrainer):
         trainer.gcd = built.gcd
