@@ -26,15 +26,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trimtab.batches import Transition
-from trimtab.core import (
-    AbstractAgent,
-    AbstractPolicy,
-    Metrics,
-    Spec,
-    UsageError,
-    require_continuous,
-    require_counts,
-)
+from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous, require_counts
 from trimtab.nets.critic import Critic
 from trimtab.nets.mlp import concat
 from trimtab.ops import copy, descend, polyak, td_target

@@ -150,7 +150,8 @@ class PPO(AbstractAgent):
         size, head = feature_size(spec), _head(spec, config)
         shape: dict[str, Any] = dict(memory=config.memory, activation=config.activation)
         if config.network == "linear":
-            net = Remembering(None, LinearPolicyNet.create(spec, config.hidden, k_actor, rank=config.rank))
+            gains: dict[str, Any] = dict(rank=config.rank, activation=config.activation)
+            net = Remembering(None, LinearPolicyNet.create(spec, config.hidden, k_actor, **gains))
         else:
             scale = 1.0 if config.distribution == "mixture" else 0.01  # the parts of a mixture must begin apart
             net = Remembering.create(size, config.hidden, head.size, k_actor, out_scale=scale, **shape)
@@ -265,6 +266,8 @@ def _head(spec: Spec, config: Config) -> AbstractHead:
     simple = config.distribution == "normal" and not spec.discrete and not config.memory
     if not simple and (config.jacobian_weight or config.network == "linear"):
         raise UsageError("the action Jacobian and linear policies need continuous, normal actions and no memory")
+    if config.rank is not None and config.network != "linear":
+        raise UsageError("rank is that of a linear policy's gains: add --agent.network linear")
     family = FamilyChoice(config.order, config.points, config.quadrature, config.block, config.natural_bound)
     return choose_head(spec, config.distribution, config.log_std_init, config.fixed_std, config.components, family)
 

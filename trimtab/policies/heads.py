@@ -12,6 +12,9 @@ from trimtab.core import Spec, UsageError
 from trimtab.policies.distributions import AbstractDistribution, Categorical, Normal, NormalMixture
 from trimtab.policies.polynomial import Blocks, Family, Polynomial
 
+DISTRIBUTIONS = ("normal", "mixture", "polynomial")
+"""Of continuous actions."""
+
 
 class AbstractHead(eqx.Module):
     """What the outputs of a policy's network mean."""
@@ -124,7 +127,9 @@ class PolynomialHead(AbstractHead):
 
     @classmethod
     def create(cls, spec: Spec, choice: FamilyChoice) -> "PolynomialHead":
-        """Raises `UsageError` for a grid beyond reach."""
+        """Raises `UsageError` for a grid beyond reach, or a block below 0."""
+        if choice.block < 0:
+            raise UsageError(f"block must be at least 1, or 0 for all dimensions in one, got {choice.block}")
         block, size = choice.block or spec.action_size, spec.action_size
         sizes = [min(block, size - first) for first in range(0, size, block)]
         make = lambda dims: Family.create(choice.order, dims, choice.points, quadrature=choice.quadrature)
@@ -155,7 +160,11 @@ def choose_head(
     """Categorical for discrete actions, else by name: "normal" (which begins with `log_std`, and keeps it if `fixed`),
     "mixture" (of so many `components`) or "polynomial". Raises `UsageError` for another name or sizes that do not fit.
     """
+    if distribution not in DISTRIBUTIONS:
+        raise UsageError(f"unknown distribution {distribution!r}: choose one of {', '.join(DISTRIBUTIONS)}")
     if spec.discrete:
+        if distribution != "normal":
+            raise UsageError(f"distribution {distribution} is for continuous actions, and these are discrete: leave it")
         return CategoricalHead.create(spec)
     if distribution == "polynomial":
         return PolynomialHead.create(spec, family)
@@ -163,6 +172,4 @@ def choose_head(
         if components < 1:
             raise UsageError(f"components must be at least 1, got {components}")
         return MixtureHead(components, spec.action_size)
-    if distribution == "normal":
-        return NormalHead.create(spec, log_std, fixed=fixed)
-    raise UsageError(f"unknown distribution {distribution!r}: choose normal, mixture or polynomial")
+    return NormalHead.create(spec, log_std, fixed=fixed)

@@ -196,6 +196,25 @@ def test_sizes_that_do_not_fit(spec):
         PPO.create(jr.key(0), spec, Config(n_epochs=0))
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (dict(rank=3), "rank is that of a linear policy's gains: add --agent.network linear"),
+        (dict(distribution="polynomial", block=-1), "block must be at least 1, or 0 for all dimensions in one, got -1"),
+        (dict(distribution="beta"), "unknown distribution 'beta': choose one of normal, mixture, polynomial"),
+    ],
+)
+def test_choices_that_do_not_fit(spec, changes, line):
+    with pytest.raises(UsageError, match=line):
+        PPO.create(jr.key(0), spec, Config(**changes))
+
+
+@pytest.mark.parametrize(("name", "line"), [("beta", "unknown distribution 'beta'"), ("mixture", "are discrete")])
+def test_distributions_of_discrete_actions(spec, name, line):
+    with pytest.raises(UsageError, match=line):
+        PPO.create(jr.key(0), Spec(spec.obs, 4, True), Config(distribution=name))
+
+
 def test_the_parts_of_a_mixture_begin_apart(spec):
     agent = PPO.create(jr.key(0), spec, Config(distribution="mixture", hidden=(8,)))
     found, _ = agent.actor.step(jnp.ones((1, 3)), None, ())

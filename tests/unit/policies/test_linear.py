@@ -84,6 +84,12 @@ def test_what_a_linear_policy_needs():
         SAC.create(jr.key(0), SPEC, SACConfig(jacobian_estimator="fast"))
 
 
+def test_the_activation_is_the_one_that_was_chosen():
+    for activation in ("relu", "elu"):
+        agent = PPO.create(jr.key(0), SPEC, PPOConfig(network="linear", hidden=(8,), activation=activation))
+        assert agent.actor.net.head.net.activation == agent.critic.head.activation == activation
+
+
 def test_columns_of_nested_parts():
     obs = {"goal": vector(2), "state": {"b": vector(3), "a": vector(1)}, "reference": vector(4)}
     assert columns(obs, "state") == state_columns(obs) == (6, 10) and columns(obs, "reference") == (2, 6)
