@@ -10,7 +10,8 @@ family. Nothing in an update is sampled.
 
 Order in one update: the critic with the old target and the old actor, the actor with the new critic, the target last.
 Metrics: critic_loss (2), critic_mean E[Q(s, a)]; actor_loss (3), actor_entropy E[H], actor_edge mean probability of
-the outermost cells, where a quadrature is not to be trusted; *_grad_norm the global norm of that gradient.
+the outermost cells beyond an even density's, where a quadrature is not to be trusted; *_grad_norm the global norm of
+that gradient.
 Differences from the paper: it learns by PPO (here: agent ppo with distribution polynomial); this form, off-policy and
 with exact expectations, is ours, and so are Gauss-Legendre nodes, a smooth bound on lambda, and draws spread over
 cells.
@@ -141,4 +142,4 @@ class MePoly(AbstractAgent):
         density = actor.distribution(batch.obs)
         entropy = density.entropy()
         loss = -entropy - density.expected(q) / self.config.alpha
-        return loss.mean(), {"entropy": entropy.mean(), "edge": density.edge_mass().mean()}
+        return loss.mean(), {"entropy": entropy.mean()} | density.health()

@@ -13,9 +13,11 @@ log probabilities of the actions with the networks that acted; `n_epochs` times 
 the rollout's observations into the normaliser, so that rho is exactly 1 in the first minibatch.
 Metrics: actor_loss (7), approx_kl E[rho - 1 - log rho], clip_fraction share of |rho - 1| > eps, entropy; critic_loss
 L_V, explained_variance 1 - Var[R - V_old] / Var[R]; loss (9), grad_norm the norm of its gradient before clipping;
-reward_scale what rewards are divided by; skipped share of minibatches left out because of `target_kl`; jacobian, only
-with `jacobian_weight`, E[|d mean / d state|^2] / actions, which is added to (9) (Xie et al. 2026, arXiv:2602.18312).
-Those of the losses are means over the minibatches that were learnt from.
+reward_scale what rewards are divided by; advantage_std the standard deviation of A over the rollout: where A is
+normalised, c_H advantage_std reward_scale is the temperature in units of reward; skipped share of minibatches left out
+because of `target_kl`; jacobian, only with `jacobian_weight`, E[|d mean / d state|^2] / actions, which is added to (9)
+(Xie et al. 2026, arXiv:2602.18312); edge, only of polynomials, the probability of the outermost cells beyond an even
+density's, of the block with the most. Those of the losses are means over the minibatches that were learnt from.
 Differences from the paper: what later code agrees on (Huang et al. 2022, "The 37 implementation details of PPO"), as
 fields of the config. A cut episode is bootstrapped from, and what a recurrent network remembered is stored with steps.
 """
@@ -33,6 +35,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from trimtab.batches import Rollout
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_counts
 from trimtab.nets.masks import allowed, feature_size
+from trimtab.nets.mlp import MLP
 from trimtab.nets.recurrent import Remembering
 from trimtab.nets.running import Normaliser, RunningStd, scaled_rewards
 from trimtab.ops import clipped_surrogate, descend, epochs, explained_variance, gae
@@ -85,6 +88,8 @@ class Config:
     """widths of the hidden layers of actor and critic."""
     activation: str = "tanh"
     """of the hidden layers."""
+    shared: bool = False
+    """whether the critic is one layer on the actor's last hidden layer, which then learns from L_V, too."""
     distribution: str = "normal"
     """of continuous actions: "normal", "mixture" of normals, or "polynomial" (MePoly)."""
     components: int = 4
@@ -95,6 +100,8 @@ class Config:
     """its quadrature's points a dimension; 0: 3 order + 6."""
     quadrature: str = "gauss"
     """"gauss" or "trapezoid"."""
+    basis: str = "legendre"
+    """"legendre", or "standard" for monomials."""
     block: int = 0
     """dimensions that one polynomial is about; the blocks are independent given the state; 0: all in one."""
     natural_bound: float = 100.0
@@ -156,7 +163,8 @@ class PPO(AbstractAgent):
             scale = 1.0 if config.distribution == "mixture" else 0.01  # the parts of a mixture must begin apart
             net = Remembering.create(size, config.hidden, head.size, k_actor, out_scale=scale, **shape)
         actor = Actor(net, head, state_columns(spec.obs))
-        critic = Remembering.create(size, config.hidden, 1, k_critic, **shape)
+        layers = (config.hidden[-1], ()) if config.shared else (size, config.hidden)
+        critic = Remembering.create(*layers, 1, k_critic, **shape)
         nets: Any = (actor, critic)
         return cls(
             actor=actor,
@@ -203,18 +211,20 @@ class PPO(AbstractAgent):
             opt=opt,
             step=self.step + 1,
         )
-        return new, metrics | {"explained_variance": explained, "reward_scale": scale}
+        whole = {"explained_variance": explained, "reward_scale": scale, "advantage_std": rows.advantage.std()}
+        return new, metrics | whole
 
     def _rows(self, batch: Rollout, reward: Float[Array, "t n"]) -> tuple[Rows, Float[Array, ""]]:  # (11)
         """The rollout with its advantages, and how much of the returns' variance the critic explains."""
         config, (actor_memory, critic_memory) = self.config, batch.memory
         x, mask = normalised(batch.obs, self.inputs), allowed(batch.obs)
-        value, after = self.critic.step(x, critic_memory)
-        next_value, _ = self.critic.step(normalised(batch.next_obs, self.inputs), after)
+        seen, next_seen = (self._seen(self.actor, given) for given in (x, normalised(batch.next_obs, self.inputs)))
+        value, after = self.critic.step(seen, critic_memory)
+        next_value, _ = self.critic.step(next_seen, after)
         value, next_value = value[..., 0], next_value[..., 0]
         sizes = (config.gamma, config.gae_lambda)
         advantage = gae(reward, batch.discount, batch.last, value, next_value, *sizes)
-        log_prob = self.actor.step(x, mask, actor_memory)[0].log_prob(batch.action)
+        log_prob = self.actor.log_prob(x, mask, actor_memory, batch.action, config.batch_size)
         length = config.sequence if config.memory else 1
 
         def cut(leaf: Array) -> Array:
@@ -226,10 +236,17 @@ class PPO(AbstractAgent):
         first = jax.tree.map(lambda leaf: cut(leaf)[:, 0], (actor_memory, critic_memory))
         return Rows(*jax.tree.map(cut, each), *first), explained_variance(advantage, value)
 
+    def _seen(self, actor: Actor, x: Float[Array, "*b i"]) -> Float[Array, "*b h"]:
+        """What the critic sees: the features, or what the actor's hidden layers make of them."""
+        if not self.config.shared:
+            return x
+        assert isinstance(actor.net.head, MLP)
+        return actor.net.head.hidden(x)[-1]
+
     def _loss(self, nets: tuple[Actor, Remembering], rows: Rows, key: PRNGKeyArray):  # (9)
         config = self.config
         actor_loss, m_pi = self._actor_loss(nets[0], rows, key)
-        critic_loss = self._critic_loss(nets[1], rows)
+        critic_loss = self._critic_loss(nets[1], self._seen(nets[0], rows.x), rows)
         loss = actor_loss + config.vf_coef * critic_loss - config.ent_coef * m_pi["entropy"]
         if config.jacobian_weight:
             loss = loss + config.jacobian_weight * m_pi["jacobian"]
@@ -245,10 +262,10 @@ class PPO(AbstractAgent):
             found = actor.unroll(*given)
         log_ratio = found.log_prob(rows.action) - rows.log_prob
         loss, metrics = clipped_surrogate(log_ratio, rows.advantage, config.clip_range, config.normalise_advantage)
-        return loss, more | metrics | {"entropy": found.entropy().mean()}
+        return loss, more | metrics | {"entropy": found.entropy().mean()} | found.health()
 
-    def _critic_loss(self, critic: Remembering, rows: Rows) -> Float[Array, ""]:
-        value = critic.unroll(rows.x, rows.critic_memory, rows.last)[..., 0]
+    def _critic_loss(self, critic: Remembering, seen: Float[Array, "b l h"], rows: Rows) -> Float[Array, ""]:
+        value = critic.unroll(seen, rows.critic_memory, rows.last)[..., 0]
         target, eps = rows.advantage + rows.value, self.config.clip_range_vf
         error = jnp.square(value - target)
         if eps is not None:
@@ -259,6 +276,8 @@ class PPO(AbstractAgent):
 
 def _head(spec: Spec, config: Config) -> AbstractHead:
     """What the actor's outputs mean. Raises `UsageError` for choices that do not go together."""
+    if config.shared and (config.network == "linear" or config.memory or not config.hidden):
+        raise UsageError("actor and critic can share the hidden layers of a perceptron, not a memory or linear gains")
     choices = dict(network=("mlp", "linear"), jacobian_estimator=("exact", "hutchinson"))
     for name, known in choices.items():
         if getattr(config, name) not in known:
@@ -268,7 +287,8 @@ def _head(spec: Spec, config: Config) -> AbstractHead:
         raise UsageError("the action Jacobian and linear policies need continuous, normal actions and no memory")
     if config.rank is not None and config.network != "linear":
         raise UsageError("rank is that of a linear policy's gains: add --agent.network linear")
-    family = FamilyChoice(config.order, config.points, config.quadrature, config.block, config.natural_bound)
+    sizes = (config.order, config.points, config.quadrature, config.block, config.natural_bound)
+    family = FamilyChoice(*sizes, config.basis)
     return choose_head(spec, config.distribution, config.log_std_init, config.fixed_std, config.components, family)
 
 

@@ -20,6 +20,7 @@ from trimtab.diagnostics.coupling import couple, coupling_verdicts
 from trimtab.diagnostics.rollout_grad import rollout_grad, rollout_verdicts
 from trimtab.diagnostics.seem import SeemMonitor, seem_verdicts, suits
 from trimtab.run.folder import read_config, read_rows, write_json
+from trimtab.run.results import logged_verdicts
 from trimtab.training.compile import configure
 from trimtab.training.fit import as_batch, choose_rows
 
@@ -63,7 +64,8 @@ def run(args: list[str]) -> None:
     if not flags.probes or "seem" in flags.probes:
         looks, before = _looks(flags, agent, source, state, step)
     lines = health.verdicts(values | looks, gamma) + rollout_verdicts(values) + seem_verdicts(looks, before)
-    lines += coupling_verdicts(values)
+    newest = {row["name"]: float(row["value"]) for row in read_rows(flags.run / "metrics.csv")}
+    lines += coupling_verdicts(values) + logged_verdicts(newest)
     values |= looks
     for line in lines:
         print(f"{line['level']:<5} {line['text']}")

@@ -31,6 +31,16 @@ class Actor(eqx.Module):
         out, memory = self.net.step(x, memory)
         return self.head(out, mask), memory
 
+    def log_prob(
+        self, x: Float[Array, "t n i"], mask: Bool[Array, "t n a"] | None, memory: Any, action: Array, size: int
+    ) -> Float[Array, "t n"]:
+        """Log density of what was drawn at each step, `size` of them at a time: a density on a grid is larger than all
+        else that a rollout needs."""
+        one = lambda row: self.step(*row[:-1])[0].log_prob(row[-1])
+        t, n = x.shape[:2]
+        rows = jax.tree.map(lambda leaf: leaf.reshape(t * n, *leaf.shape[2:]), (x, mask, memory, action))
+        return jax.lax.map(one, rows, batch_size=min(size, t * n)).reshape(t, n)
+
     def unroll(
         self, x: Float[Array, "b l i"], mask: Bool[Array, "b l a"] | None, memory: Any, last: Bool[Array, "b l"]
     ) -> AbstractDistribution:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from trimtab.core import Metrics
 from trimtab.nets.masks import masked
 from trimtab.ops.logprob import gaussian_log_prob
 
@@ -31,6 +32,10 @@ class AbstractDistribution(eqx.Module):
     def mode(self) -> Array:
         """What is done when nothing is to be drawn."""
 
+    @abc.abstractmethod
+    def health(self) -> Metrics:
+        """What else is to be watched of this kind, means over the states; nothing where nothing can go wrong."""
+
 
 class Normal(AbstractDistribution):
     """Independent normals, not confined to the box of actions."""
@@ -53,6 +58,10 @@ class Normal(AbstractDistribution):
     def mode(self) -> Float[Array, "*b act"]:
         """The mean."""
         return self.mean
+
+    def health(self) -> Metrics:
+        """Nothing."""
+        return {}
 
 
 class Categorical(AbstractDistribution):
@@ -98,6 +107,10 @@ class Categorical(AbstractDistribution):
         """The most probable choice of each factor."""
         return self._joined([x.argmax(-1) for x in self.logits])
 
+    def health(self) -> Metrics:
+        """Nothing."""
+        return {}
+
     def _joined(self, choices: list[Array]) -> Array:
         choices = [choice.astype(jnp.int32) for choice in choices]
         return jnp.stack(choices, axis=-1) if self.several else choices[0]
@@ -134,3 +147,7 @@ class NormalMixture(AbstractDistribution):
         """The mean of the heaviest component."""
         which = self.logits.argmax(-1)[..., None, None]
         return jnp.take_along_axis(self.mean, which, axis=-2)[..., 0, :]
+
+    def health(self) -> Metrics:
+        """Nothing."""
+        return {}

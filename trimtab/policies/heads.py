@@ -117,6 +117,8 @@ class FamilyChoice:
     """successive action dimensions in one family; 0: all."""
     bound: float = 100.0
     """parameters are bound tanh(output / bound)."""
+    basis: str = "legendre"
+    """or "standard": monomials."""
 
 
 class PolynomialHead(AbstractHead):
@@ -132,8 +134,8 @@ class PolynomialHead(AbstractHead):
             raise UsageError(f"block must be at least 1, or 0 for all dimensions in one, got {choice.block}")
         block, size = choice.block or spec.action_size, spec.action_size
         sizes = [min(block, size - first) for first in range(0, size, block)]
-        make = lambda dims: Family.create(choice.order, dims, choice.points, quadrature=choice.quadrature)
-        return cls(tuple(map(make, sizes)), choice.bound)
+        kind = dict(quadrature=choice.quadrature, basis=choice.basis)
+        return cls(tuple(Family.create(choice.order, dims, choice.points, **kind) for dims in sizes), choice.bound)
 
     @property
     def size(self) -> int:

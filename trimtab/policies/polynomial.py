@@ -19,7 +19,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trimtab.core import AbstractPolicy, Spec, UsageError
+from trimtab.core import AbstractPolicy, Metrics, Spec, UsageError
 from trimtab.nets.mlp import MLP, concat
 from trimtab.policies.distributions import AbstractDistribution
 
@@ -184,10 +184,16 @@ class Polynomial(AbstractDistribution):
         return (jnp.exp(self.log_mass) * values).sum(-1)
 
     def edge_mass(self) -> Float[Array, "*b"]:
-        """Probability of the outermost cells: where it is large, the quadrature is not to be trusted."""
-        places = self.family._places()
+        """Probability of the outermost cells, beyond what they have when all actions are as likely: where it is large,
+        the quadrature is not to be trusted."""
+        places, (_, log_weights) = self.family._places(), self.family.grid()
         outer = ((places == 0) | (places == self.family.points - 1)).any(1)
-        return jnp.exp(self.log_mass) @ jnp.asarray(outer, self.natural.dtype)
+        even = np.exp(log_weights)[outer].sum() / 2.0**self.family.dims
+        return jnp.exp(self.log_mass) @ jnp.asarray(outer, self.natural.dtype) - even
+
+    def health(self) -> Metrics:
+        """edge: mean `edge_mass`."""
+        return {"edge": self.edge_mass().mean()}
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*b d"]:
         """A cell by its probability, and with `jitter` a place in it by the density there: one of `PLACES` places that
@@ -233,6 +239,14 @@ class Blocks(AbstractDistribution):
     def mode(self) -> Float[Array, "*b d"]:
         """Each block's."""
         return jnp.concatenate([part.mode() for part in self.parts], axis=-1)
+
+    def kl(self, other: "Blocks") -> Float[Array, "*b"]:
+        """KL(self | other), the sum of the blocks', within the same families."""
+        return sum((mine.kl(its) for mine, its in zip(self.parts, other.parts, strict=True)), jnp.zeros(()))
+
+    def health(self) -> Metrics:
+        """edge: the largest of the blocks' means of `edge_mass`."""
+        return {"edge": jnp.stack([part.edge_mass().mean() for part in self.parts]).max()}
 
 
 def _along(x: np.ndarray, like: Array) -> Array:

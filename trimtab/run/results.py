@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -301,10 +301,30 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+EDGE_WARN = 0.05
+"""Share of a polynomial density in its outermost cells above which its quadrature is not trusted (MePoly)."""
+
+
 def verdicts(run: Run) -> list[dict[str, str]]:
-    """The verdicts of `trimtab diagnose`: name, level (ok, warn, bad) and text."""
+    """The verdicts of `trimtab diagnose`, and those on what was logged: name, level (ok, warn, bad) and text."""
     found = [verdict for verdict in run.diagnosis.get("verdicts") or [] if isinstance(verdict, dict)]
-    return [{key: str(verdict.get(key, "")) for key in ("name", "level", "text")} for verdict in found]
+    diagnosed = [{key: str(verdict.get(key, "")) for key in ("name", "level", "text")} for verdict in found]
+    last = {name: float(values[-1]) for name, (_, values) in run.metrics.items() if len(values)}
+    known = {verdict["name"] for verdict in diagnosed}
+    return diagnosed + [verdict for verdict in logged_verdicts(last) if verdict["name"] not in known]
+
+
+def logged_verdicts(last: Mapping[str, float]) -> list[dict[str, str]]:
+    """What the newest logged values mean, one line each; nothing where there is nothing to say."""
+    found = []
+    for name in ("train/edge", "train/actor_edge"):
+        if last.get(name, 0.0) > EDGE_WARN:
+            text = (
+                f"{name} {last[name]:.0%} of the polynomial density lies in the outermost cells: its normalisation and "
+            )
+            text += "entropy are not to be trusted; raise points or ent_coef, or lower natural_bound"
+            found.append({"name": name, "level": "warn", "text": text})
+    return found
 
 
 def group_runs(runs: Sequence[Run]) -> list[Task]:

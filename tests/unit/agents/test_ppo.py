@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from trimtab.agents.ppo import PPO, Config
 from trimtab.batches import Rollout
@@ -18,6 +19,7 @@ CASES = {
     "clipped": replace(SMALL, clip_range=0.02, clip_range_vf=0.05, ent_coef=0.1, vf_coef=0.7, max_grad_norm=1.0),
     "plain": replace(SMALL, normalise_advantage=False, normalise_obs=False, normalise_reward=False, max_grad_norm=None),
     "annealed": replace(SMALL, anneal_steps=24),
+    "shared": replace(SMALL, shared=True),
 }
 
 
@@ -48,10 +50,16 @@ class ByHand:
         self.seen, self.sums = np.zeros((0, 3)), np.zeros(0)
 
     def forward(self, name, x):
+        if name == "v" and self.config.shared:
+            hidden = self.forward("pi", x)[0]
+            return hidden, hidden @ self.p["v0w"] + self.p["v0b"]
         hidden = np.tanh(x @ self.p[f"{name}0w"] + self.p[f"{name}0b"])
         return hidden, hidden @ self.p[f"{name}1w"] + self.p[f"{name}1b"]
 
     def backward(self, name, x, hidden, g):
+        if name == "v" and self.config.shared:
+            inner = (g @ self.p["v0w"].T) * (1 - hidden**2)
+            return {"v0w": hidden.T @ g, "v0b": g.sum(0), "pi0w": x.T @ inner, "pi0b": inner.sum(0)}
         inner = (g @ self.p[f"{name}1w"].T) * (1 - hidden**2)
         return {
             f"{name}1w": hidden.T @ g,
@@ -114,7 +122,8 @@ class ByHand:
             near = value_old + np.clip(value - value_old, -c.clip_range_vf, c.clip_range_vf)
             inside = np.abs(value - value_old) < c.clip_range_vf
             error = np.where((value - target) ** 2 >= (near - target) ** 2, error, inside * (near - target))
-        grads |= self.backward("v", x, hidden, c.vf_coef * error[:, None] / b)
+        for k, g in self.backward("v", x, hidden, c.vf_coef * error[:, None] / b).items():
+            grads[k] = grads.get(k, 0.0) + g
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
         shrink = 1.0 if c.max_grad_norm is None else min(1.0, c.max_grad_norm / norm)
         self.count += 1
@@ -164,6 +173,19 @@ def test_the_first_ratio_is_one(spec, memory):
     assert abs(float(metrics["approx_kl"])) < 1e-6 and metrics["clip_fraction"] == 0.0
 
 
+def test_densities_on_a_grid_are_asked_for_a_minibatch_at_a_time(spec):
+    config = replace(SMALL, n_steps=64, batch_size=8, distribution="polynomial", order=2, points=50)
+    agent, batch = PPO.create(jr.key(0), spec, config), rollout(spec, jr.key(1), t=64)
+    rows = jax.make_jaxpr(lambda agent, batch: agent._rows(batch, batch.reward))(agent, batch)
+    assert 8 * 50**2 <= _largest(rows.jaxpr) < 16 * 50**2
+
+
+def _largest(jaxpr) -> int:
+    """Numbers of the largest array that is made on the way."""
+    made = [np.prod(v.aval.shape) for e in jaxpr.eqns for v in e.outvars]
+    return int(max(made + [_largest(inner) for e in jaxpr.eqns for inner in jaxprs_in_params(e.params)]))
+
+
 @pytest.mark.parametrize(("advantage", "ratio", "moves"), [(1.0, 1.3, False), (1.0, 0.5, True), (-1.0, 1.3, True)])
 def test_no_gradient_beyond_the_clip(spec, advantage, ratio, moves):
     config = replace(SMALL, normalise_advantage=False, normalise_reward=False)
@@ -199,6 +221,7 @@ def test_sizes_that_do_not_fit(spec):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        (dict(shared=True, memory=4), "can share the hidden layers of a perceptron, not a memory or linear"),
         (dict(rank=3), "rank is that of a linear policy's gains: add --agent.network linear"),
         (dict(distribution="polynomial", block=-1), "block must be at least 1, or 0 for all dimensions in one, got -1"),
         (dict(distribution="beta"), "unknown distribution 'beta': choose one of normal, mixture, polynomial"),

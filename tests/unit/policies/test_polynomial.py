@@ -16,6 +16,8 @@ from tests.unit.agents.test_ppo import rollout
 from trimtab.agents.ppo import PPO, Config
 from trimtab.core import Spec, UsageError
 from trimtab.envs.bandits import CurveBandit
+from trimtab.nets.running import scaled_rewards
+from trimtab.policies.distributions import Normal
 from trimtab.policies.heads import FamilyChoice, PolynomialHead
 from trimtab.policies.polynomial import Blocks, Family, Polynomial, exponents, most_likely
 
@@ -162,6 +164,13 @@ def test_statistics_of_one_dimension_each_make_independent_dimensions():
     np.testing.assert_allclose(blocks.log_prob(a), parts, rtol=1e-5)
     assert blocks.sample(jr.key(0)).shape == blocks.mode().shape == (2,)
     np.testing.assert_allclose(blocks.entropy(), Polynomial.create(family, natural).entropy(), rtol=1e-4)
+    other = Blocks((Polynomial.create(one, second), Polynomial.create(one, first)))
+    swapped = jnp.zeros(6)
+    for i, e in enumerate(exponents(2, 2)):
+        if 0 in e:
+            swapped = swapped.at[i].set(second[e[0]] * float(e[1] == 0) + first[e[1]] * float(e[0] == 0))
+    whole = Polynomial.create(family, natural).kl(Polynomial.create(family, swapped))
+    np.testing.assert_allclose(blocks.kl(other), whole, rtol=1e-4)
 
 
 def test_the_constant_does_not_matter():
@@ -181,7 +190,23 @@ def test_mode_and_mean_and_edges():
     two = Family.create(4, 1, 64)
     valley = Polynomial.create(two, jnp.array([0.0, 0.0, 20.0, 0.0, -20.0]), best="mean")
     assert abs(float(valley.mode()[0])) < 1e-3 and float(valley.log_prob(jnp.zeros(1))) < -3  # between the modes
-    assert Polynomial.create(two, jnp.array([0.0, 500.0, 0.0, 0.0, 0.0])).edge_mass() > 0.5
+
+
+def test_mass_on_the_edge():
+    family = Family.create(1, 1, 9)
+    share = lambda tilt: float(Polynomial.create(family, jnp.array([0.0, tilt])).edge_mass())
+    nodes, weights = np.polynomial.legendre.leggauss(9)
+    mass = weights * np.exp(4.0 * nodes) / (weights * np.exp(4.0 * nodes)).sum()
+    assert share(0.0) == pytest.approx(0.0, abs=1e-6)  # an even density is no harm, however few the nodes
+    assert share(4.0) == pytest.approx(mass[0] + mass[-1] - weights[0], rel=1e-4)
+    assert share(500.0) > 0.5
+    # In two dimensions the edge is a frame; of blocks the one with the most counts.
+    both = Polynomial.create(Family.create(1, 2, 9), jnp.array([0.0, 4.0, 0.0]))
+    inner = (weights[1:-1].sum() / 2) * mass[1:-1].sum()
+    assert float(both.edge_mass()) == pytest.approx(1 - inner - (1 - (weights[1:-1].sum() / 2) ** 2), rel=1e-4)
+    blocks = Blocks(tuple(Polynomial.create(family, jnp.array([[0.0, tilt]])) for tilt in (0.0, 4.0, 1.0)))
+    assert float(blocks.health()["edge"]) == pytest.approx(share(4.0), rel=1e-4)
+    assert Normal(jnp.zeros(1), jnp.zeros(1)).health() == {}
 
 
 def test_the_head_cuts_actions_into_blocks():
@@ -192,3 +217,24 @@ def test_the_head_cuts_actions_into_blocks():
     assert [f.dims for f in head.families] == [2, 2, 1] and head.size == 9 + 9 + 3
     found = head(jr.normal(jr.key(0), (3, head.size)), None)
     assert found.sample(jr.key(1)).shape == (3, 5) and found.log_prob(found.mode()).shape == (3,)
+
+
+def test_the_heads_basis_is_the_one_that_was_chosen():
+    spec = Spec(jax.ShapeDtypeStruct((1,), jnp.float32), 2, False, (-1.0,) * 2, (1.0,) * 2)
+    for basis in ("legendre", "standard"):
+        agent = PPO.create(jr.key(0), spec, Config(distribution="polynomial", basis=basis, order=2, hidden=(8,)))
+        assert agent.actor.head.families[0].basis == basis
+    with pytest.raises(UsageError, match="basis legendre or standard: gauss, hermite"):
+        PPO.create(jr.key(0), spec, Config(distribution="polynomial", basis="hermite"))
+
+
+def test_what_is_to_be_watched_is_logged():
+    spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 2, False, (-1.0,) * 2, (1.0,) * 2)
+    config = Config(distribution="polynomial", order=3, block=1, hidden=(8,), n_steps=4, batch_size=8, n_epochs=1)
+    agent, batch = PPO.create(jr.key(0), spec, config), rollout(spec, jr.key(1), t=4)
+    rows, _ = agent._rows(batch, scaled_rewards(agent.rewards, batch.reward, batch.discounted)[1])
+    found = agent.actor.step(rows.x[:, 0], None, ())[0]
+    _, metrics = agent.update(batch, jr.key(2))
+    edges = [float(part.edge_mass().mean()) for part in found.parts]
+    assert len(edges) == 2 and float(metrics["edge"]) == pytest.approx(max(edges), abs=1e-6)
+    assert float(metrics["advantage_std"]) == pytest.approx(float(np.std(rows.advantage)), rel=1e-5)

@@ -237,6 +237,15 @@ def test_success_and_diagnosis_are_shown(tmp_path):
     assert figures["runs"][0]["verdicts"] == diagnosis["verdicts"]
 
 
+@pytest.mark.parametrize(("edge", "lines"), [(0.03, 0), (0.25, 1)])
+def test_a_quadrature_that_is_not_to_be_trusted_is_said(tmp_path, edge, lines):
+    run = make_run(tmp_path / "run", curve={100: [1.0]}, metrics={"train/edge": {50: 0.5, 100: edge}})
+    page, figures = report([run], tmp_path / "out")
+    found = figures["runs"][0]["verdicts"]
+    assert len(found) == lines == page.count("25% of the polynomial density lies in the outermost cells")
+    assert all((verdict["name"], verdict["level"]) == ("train/edge", "warn") for verdict in found)
+
+
 def test_without_evaluations_the_training_episodes_are_drawn(tmp_path):
     run = make_run(tmp_path / "run", metrics={"rollout/ep_rew_mean": {step: float(step) for step in range(1000)}})
     page, figures = report([run], tmp_path / "out")
