@@ -38,7 +38,7 @@ from trimtab.envs import ogbench
 from trimtab.envs.make import find
 from trimtab.ope.evaluate import OfflineEvaluation, Settings, check_estimators, evaluate_recorded
 from trimtab.ranges import check_ranges
-from trimtab.run.folder import Run, read_config, replace_text, write_json
+from trimtab.run.folder import Run, read_config, read_control, replace_text, write_json
 from trimtab.run.logging import check_loggers
 from trimtab.training import checkpoint
 from trimtab.training.compile import configure
@@ -353,7 +353,7 @@ def _common_checkpoints(members: list[Path | None], say: Callable[[str], Any]) -
 
 def _record(path: Path) -> dict[str, Any]:
     """The `config.json` of a run. Raises `UsageError` if the folder is no run, or one of another version."""
-    record = read_config(path)
+    record = read_control(path)
     if record["format"] != FORMAT:
         raise UsageError(f"{path} was written by another version of Trimtab (format {record['format']}, not {FORMAT})")
     return record

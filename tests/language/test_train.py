@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_the_report_shows_it(whole, tmp_path, capsys):
     (task,) = page["tasks"]
     assert task["axis"] == "optimiser steps" and task["groups"][0]["agent"] == "grpo-gradreg"
     assert page["runs"][0]["verdicts"][0]["name"] == "hacking"
+    assert "words: eval/gold" in (tmp_path / "report.html").read_text()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(place, whole, tmp_path, capsys, monkeypatch):
@@ -119,19 +121,38 @@ def test_a_resumed_run_is_the_uninterrupted_one(place, whole, tmp_path, capsys, 
     assert "is finished: nothing to resume" in capsys.readouterr().out
 
 
-def test_a_reset_makes_the_policy_its_own_reference(place, tmp_path, capsys):
+def test_a_reset_makes_the_policy_its_own_reference_and_a_resumed_run_has_it(place, tmp_path, capsys):
+    # The reference at step 3 is the policy of step 2; TRL would read that of step 0 again from the model's folder.
     flags = ["--beta", "0.1", "--reset-reference", "2", "--steps", "4", "--learning-rate", "1e-2"]
-    assert train(place, *flags, out=tmp_path) == 0
-    first, second, third, fourth = values(folder_of(capsys), "train/kl")
-    assert first == third == pytest.approx(0.0, abs=1e-6) and second > 1e-5 and fourth > 1e-5
+    assert train(place, *flags, "--checkpoint-freq", "1", out=tmp_path) == 0
+    run = folder_of(capsys)
+    whole, checkpoints = values(run, "train/kl"), run / "checkpoints"
+    assert whole[0] == whole[2] == pytest.approx(0.0, abs=1e-6) and whole[1] > 1e-5 and whole[3] > 1e-5
+    (run / "DONE").unlink()
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    assert main(["resume", str(run)]) == 0
+    assert values(run, "train/kl") == whole
+    (run / "DONE").unlink()
+    (checkpoints / "checkpoint-4" / "reference.pt").unlink()  # killed while it was written: the one before is taken
+    assert main(["resume", str(run)]) == 0
+    assert values(run, "train/kl") == whole and (checkpoints / "checkpoint-4" / "reference.pt").exists()
+
+
+def test_commands_for_agents_say_what_a_language_run_has(whole, capsys):
+    for command in ("eval", "diagnose", "export"):
+        assert main([command, str(whole)]) == 2
+        fails(capsys, 2, "is a language run", "evaluation.json", "trimtab report")
 
 
 def test_lora_trains_adapters_alone(place, tmp_path, capsys):
     flags = [*["--algorithm", "gcd", "--labels", "w10", "w11", "--template"], "{state} w9 {action}"]
-    assert train(place, *flags, "--steps", "1", "--lora", "2", "--beta", "0.1", out=tmp_path) == 0
+    assert (
+        train(place, *flags, "--steps", "1", "--lora", "2", "--beta", "0.1", "--eval-prompts", "1", out=tmp_path) == 0
+    )
     run = folder_of(capsys)
     assert (run / "final" / "adapter_model.safetensors").exists()
     assert values(run, "train/kl") == [0.0] and len(values(run, "train/gcd_loss")) == 1
+    assert json.loads((run / "evaluation.json").read_text())["std"] is None  # of one prompt; NaN is no JSON
 
 
 def test_a_text_environment_and_a_coupling_probe(place, tmp_path, capsys):
@@ -167,6 +188,7 @@ def test_a_text_environment_and_a_coupling_probe(place, tmp_path, capsys):
     run = folder_of(capsys)
     assert len(values(run, "diagnostics/coupling_gradient_cosine")) == 1
     assert values(run, "rollout/ep_rew_mean") and values(run, "train/gcd_accuracy")
+    assert values(run, "rollout/ep_len_mean")[0] <= 5  # --max-completion-length holds for episodes
 
 
 # Bad input
@@ -188,9 +210,14 @@ def fails(capsys, status, *parts):
         ("return [0.0 if p == 'w0 w1' else float('inf') for p in prompts]", ["returned inf for the prompt 'w2 w3'"]),
         ("return [1.0]", ["reward function paid returned 1 rewards for 8 completions", "of the prompt 'w"]),
         ("return 3", ["reward function paid returned int: return a list of numbers"]),
+        (
+            "import torch; return [torch.ones(2)] * 8",
+            ["function paid returned tensor([1., 1.]) for the prompt 'w0 w1'"],
+        ),
+        ("return ['high'] * 8", ["reward function paid returned 'high' for the prompt 'w0 w1'"]),
         ("return [1 / (p != 'w0 w1') for p in prompts]", ["reward function paid raised ZeroDivisionError"]),
     ],
-    ids=["nan", "none", "inf", "length", "int", "raises"],
+    ids=["nan", "none", "inf", "length", "int", "tensors", "text", "raises"],
 )
 def test_a_broken_reward_names_the_function_and_the_prompt(place, tmp_path, capsys, body, parts):
     file = tmp_path / "mine.py"
@@ -226,6 +253,20 @@ def test_a_broken_reward_ends_the_command_with_one_line(place, tmp_path, capsys)
         ),
         ('{"prompt": "a", "completions": 1}', ["line 1: the column 'completions'"]),
         ("", ["is empty"]),
+        (
+            '{"prompt": "a", "answer": "x"}\n{"prompt": "b", "answer": 1}',
+            ["line 2: 'answer' is 1, and \"x\" in line 1"],
+        ),
+        (
+            '{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": "x"}',
+            ["line 2: 'answer' is \"x\", and 1 in line 1"],
+        ),
+        (
+            '{"prompt": "a", "n": null}\n{"prompt": "b", "n": [1]}\n{"prompt": "c", "n": ["x"]}',
+            ["line 3: 'n' is [\"x\"]"],
+        ),
+        ('{"prompt": "a"}\n{"prompt": "b", "answer": "x"}', ["line 2 has 'answer', which the first line has not"]),
+        ('{"prompt": "a", "answer": "x"}\n{"prompt": "b"}', ["line 2 has no 'answer', which the first line has"]),
     ],
 )
 def test_a_bad_task_line_is_named(place, tmp_path, capsys, text, parts):
@@ -233,6 +274,39 @@ def test_a_bad_task_line_is_named(place, tmp_path, capsys, text, parts):
     assert train(place, "--task", str(tmp_path / "task.jsonl"), out=tmp_path) == 2
     fails(capsys, 2, "task.jsonl", *parts)
     assert not list(tmp_path.glob("**/config.json"))
+
+
+def test_columns_that_arrow_takes_are_taken(tmp_path):
+    rows = [
+        {"prompt": [{"role": "user", "content": "a"}], "n": 1, "o": None, "deep": {"x": []}},
+        {"prompt": [{"role": "user", "content": "b", "name": "c"}], "n": 1.5, "o": "y", "deep": {"x": [2]}},
+    ]
+    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert t.read_task(tmp_path / "task.jsonl") == rows
+
+
+def test_a_reward_that_asks_for_a_missing_column_is_refused_for_both_tasks(place, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def paid(completions, answer, weight=1.0):\n    return [1.0] * len(answer)\n")
+    for name, key in (("task", "answer"), ("other", "answers")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": "w1", key: "x"}))
+    both = ["--reward", f"{tmp_path}/mine.py", "--task", f"{tmp_path}/task.jsonl"]
+    assert train(place, *both, "--eval-task", f"{tmp_path}/other.jsonl", out=tmp_path / "runs") == 2
+    fails(capsys, 2, "paid takes 'answer', no column of", "other.jsonl: did you mean 'answers'?")
+    assert train(place, *both[:2], out=tmp_path / "runs") == 2
+    fails(capsys, 2, "paid takes 'answer', no column of", "words.jsonl: it has prompt")
+    assert not (tmp_path / "runs").exists()
+    t.check_columns(t.read_rewards(both[1:2]), ["prompt", "answer"], "here")
+
+
+def test_no_reward_is_dropped_in_silence(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text("def low(completions):\n    return [1.0] * len(completions)\n")
+    a, b = f"{tmp_path}/a.py", f"{tmp_path}/b.py"
+    with pytest.raises(t.UsageError, match=r"two reward functions are called 'low', in .*a\.py and in .*b\.py"):
+        t.read_rewards([f"{a}:low", f"{b}:low"])
+    with pytest.raises(t.UsageError, match="no reward function to learn from"):
+        t.read_rewards([f"{a}:low"], [a])
+    assert [reward.gold for reward in t.read_rewards([f"{a}:low", a])] == [False]
 
 
 @pytest.mark.parametrize(

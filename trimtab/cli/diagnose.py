@@ -19,7 +19,7 @@ from trimtab.diagnostics import health
 from trimtab.diagnostics.coupling import couple, coupling_verdicts
 from trimtab.diagnostics.rollout_grad import rollout_grad, rollout_verdicts
 from trimtab.diagnostics.seem import SeemMonitor, seem_verdicts, suits
-from trimtab.run.folder import read_config, read_rows, write_json
+from trimtab.run.folder import read_control, read_rows, write_json
 from trimtab.run.results import logged_verdicts
 from trimtab.training.compile import configure
 from trimtab.training.fit import as_batch, choose_rows
@@ -51,7 +51,7 @@ def run(args: list[str]) -> None:
         raise UsageError(f"unknown probe {unknown[0]!r}: choose from {', '.join(ALL)}")
     if flags.batches < 1:
         raise UsageError(f"batches must be positive, got {flags.batches}")
-    configure(read_config(flags.run)["device"])
+    configure(read_control(flags.run)["device"])
     agent, source, state, step = api.reopen(flags.run)
     gamma = agent.config.gamma
     values: dict[str, float] = {}
@@ -59,7 +59,7 @@ def run(args: list[str]) -> None:
         found = jax.jit(PROBES[name], static_argnums=(4,))(agent, source, state, jr.key(0), flags.batches)
         values |= {key: float(value) for key, value in jax.device_get(found).items()}
     if list(flags.probes) == ["rollout-grad"] and not values:
-        raise UsageError(f"the probe rollout-grad needs a flow policy, and {read_config(flags.run)['agent']} has none")
+        raise UsageError(f"the probe rollout-grad needs a flow policy, and {read_control(flags.run)['agent']} has none")
     looks, before = {}, []
     if not flags.probes or "seem" in flags.probes:
         looks, before = _looks(flags, agent, source, state, step)

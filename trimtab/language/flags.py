@@ -50,7 +50,7 @@ class Flags:
     num_generations: int = 8
     """completions of each prompt, compared with one another."""
     max_completion_length: int = 256
-    """tokens of a completion."""
+    """tokens of a completion; with --env of a whole episode, which is cut before the turn that has no room."""
     temperature: float = 1.0
     """of sampling."""
     learning_rate: float = 1e-6

@@ -21,7 +21,7 @@ H holds its whole second derivative. Where TRL does not keep them, those of the 
 | gr/curvature | norm of (g2 - g1) / eps, about that of H g |
 | gr/change | norm of g2 - g1 over that of g1: below 1e-6 the probe is lost in rounding |
 | gr/cosine | cosine between g1 and g2 |
-| gr/ratio | mean importance ratio at phi + eps g1; 1 with `reuse` (GRPO only) |
+| gr/ratio | mean importance ratio at phi + eps g1; 1 with `reuse` where TRL keeps no old ones (GRPO only) |
 
 Differences from the official code: parameters that are not perturbed keep g1, where the code leaves g2
 (`gr_excluded="g2"`); the names that exclude a parameter do not contain "output", which also meets the blocks of BERT
@@ -144,7 +144,11 @@ class GradRegArguments:
     )
     gr_excluded: str = field(default="g1", metadata={"help": "gradient of those: g1, or g2 as in the official code"})
     gr_importance: str = field(
-        default="surrogate", metadata={"help": "surrogate: ratio to the policy before the probe; reuse: ratio 1"}
+        default="surrogate",
+        metadata={
+            "help": "surrogate: ratio to the policy before the probe; reuse: ratio 1, which it cannot be where TRL "
+            "keeps log-probabilities itself (RLOO, vLLM, several steps on the same completions)"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -199,8 +203,9 @@ def _refuse_launch(accelerator: Any, model: torch.nn.Module) -> None:
 
 
 class GradRegMixin:
-    """Gradient regularisation for any trainer of TRL: `class X(GradRegMixin, GRPOTrainer)`, with a config made of
-    `GradRegArguments` and the trainer's own.
+    """Gradient regularisation for a trainer of TRL: `class X(GradRegMixin, GRPOTrainer)`, with a config made of
+    `GradRegArguments` and the trainer's own. Beside what transformers' trainer has, it needs `_metrics`, lists of
+    numbers by mode and name, which GRPO, RLOO, DPO and SFT have.
 
     It overrides `_prepare_inputs`, to keep the micro-batches of an optimiser step, and `training_step`, which after the
     last of them runs the trainer's own `training_step` on each once more at the perturbed parameters.

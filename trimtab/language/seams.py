@@ -34,6 +34,12 @@ SEAMS: tuple[Seam, ...] = (
         "e9760c8ee10308d5",
     ),
     Seam(
+        "transformers.trainer:Trainer._prepare_inputs",
+        "gradreg.GradRegMixin._prepare_inputs before SFT and DPO",
+        "self, inputs",
+        "8f8c4e430d2f96d6",
+    ),
+    Seam(
         "transformers.trainer:Trainer._run_epoch",
         "gradreg.GradRegMixin: sync_gradients at the last micro-batch, clipping and the optimiser after it",
         "self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch",
@@ -71,19 +77,19 @@ SEAMS: tuple[Seam, ...] = (
     ),
     Seam(
         "trl.trainer.grpo_trainer:GRPOTrainer._generate_and_score_completions",
-        "gcd.GCDMixin._generate_and_score_completions; envs.rollout",
+        "gcd.GCDMixin._generate_and_score_completions; envs.text.rollout",
         "self, inputs",
         "1fa48922792dcd5c",
     ),
     Seam(
         "trl.trainer.grpo_trainer:GRPOTrainer._generate",
-        "envs.rollout: what a rollout function returns",
+        "envs.text.rollout: what a rollout function returns",
         "self, prompts",
         "2a27fdf8f5e6f356",
     ),
     Seam(
         "trl.trainer.grpo_trainer:GRPOTrainer._calculate_rewards",
-        "rewards.Checked: how a reward function is called",
+        "tasks.Reward: how a reward function is called",
         "self, inputs, prompts, completions, completion_ids_list",
         "736ae29b083840b5",
     ),

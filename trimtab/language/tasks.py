@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ RESERVED = ("prompts", "completion", "completions", "completion_ids", "trainer_s
 
 def read_task(path: Path) -> list[dict[str, Any]]:
     """The rows of a task file: JSON objects, one a line, with a `prompt` (text, or a list of chat messages) and
-    whatever else the reward functions ask for. Raises `UsageError` with the line that is wrong."""
+    whatever else the reward functions ask for; the same columns, of the same kinds, in each line. Raises `UsageError`
+    with the line that is wrong."""
     if not path.is_file():
         raise UsageError(f"no such task file: {path}; it holds one JSON object a line, each with a prompt")
     rows: list[dict[str, Any]] = []
+    seen: dict[str, tuple[Any, int]] = {}  # column -> its first value that is not null, and the line of it
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
@@ -38,6 +40,18 @@ def read_task(path: Path) -> list[dict[str, Any]]:
         _check_prompt(row["prompt"], where)
         if rows and isinstance(row["prompt"], str) != isinstance(rows[0]["prompt"], str):
             raise UsageError(f"{where}: prompts must be all text or all chat messages, as in the first line")
+        if rows and (odd := [*(name for name in rows[0] if name not in row), *(n for n in row if n not in rows[0])]):
+            lacks, which = ("has no", "has") if odd[0] in rows[0] else ("has", "has not")
+            raise UsageError(
+                f"{where} {lacks} {odd[0]!r}, which the first line {which}: give each line the same columns"
+            )
+        for name, value in row.items():
+            first, line_of_first = seen.setdefault(name, (value, number)) if value is not None else (None, 0)
+            if name != "prompt" and not _alike(first, value):
+                raise UsageError(
+                    f"{where}: {name!r} is {json.dumps(value)[:40]}, and {json.dumps(first)[:40]} in line "
+                    f"{line_of_first}: a column holds values of one kind"
+                )
         if wrong := [name for name in row if name in RESERVED]:
             raise UsageError(
                 f"{where}: the column {wrong[0]!r} would hide what TRL hands to reward functions: rename it"
@@ -46,6 +60,31 @@ def read_task(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UsageError(f"{path} is empty: write one JSON object a line, each with a prompt")
     return rows
+
+
+def _alike(first: Any, value: Any) -> bool:
+    """Whether both are of one kind, inside and out; null goes with all."""
+    if first is None or value is None:
+        return True
+    if isinstance(first, dict) and isinstance(value, dict):
+        return first.keys() == value.keys() and all(_alike(first[name], value[name]) for name in first)
+    if isinstance(first, list) and isinstance(value, list):
+        items = [item for item in (*first, *value) if item is not None]
+        return all(_alike(items[0], item) for item in items)
+    number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
+    return type(first) is type(value) or (number(first) and number(value))
+
+
+def check_columns(rewards: Sequence["Reward"], columns: Collection[str], where: str) -> None:
+    """Raises `UsageError` for a reward function that cannot do without what `where` has no column of."""
+    for reward in rewards:
+        given = {*columns, *RESERVED} - {"prompt", "completion"}
+        for name, parameter in inspect.signature(reward.function).parameters.items():
+            by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if by_name and parameter.default is parameter.empty and name not in given:
+                near = difflib.get_close_matches(name, sorted(given), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns)}"
+                raise UsageError(f"the reward function {reward.name} takes {name!r}, no column of {where}: {hint}")
 
 
 def _check_prompt(prompt: Any, where: str) -> None:
@@ -94,14 +133,14 @@ class Reward:
                 f"the reward function {self.name} returned {len(rewards)} rewards for {len(prompts)} completions, the "
                 f"first of them of the prompt {_short(prompts[0])}: return one a completion"
             )
-        for prompt, reward in zip(prompts, rewards, strict=True):
-            number = isinstance(reward, int | float) or callable(getattr(reward, "__float__", None))
-            if not number or not math.isfinite(float(reward)):
+        numbers = [_number(reward) for reward in rewards]
+        for prompt, reward, number in zip(prompts, rewards, numbers, strict=True):
+            if not math.isfinite(number):
                 raise RunError(
                     f"the reward function {self.name} returned {reward!r} for the prompt {_short(prompt)}: "
                     "return a finite number"
                 )
-        return [float(reward) for reward in rewards]
+        return numbers
 
     def _broken(self, prompts: list, call: Callable[[list[int]], Any], error: Exception) -> RunError:
         """What was raised, and the first prompt that raises it by itself."""
@@ -114,6 +153,16 @@ class Reward:
                 break
         text = " ".join(str(error).split())
         return RunError(f"the reward function {self.name} raised {type(error).__name__}{guilty}: {text}")
+
+
+def _number(reward: Any) -> float:
+    """A reward as a number; NaN for what is none, such as text or a tensor of several numbers."""
+    if not (isinstance(reward, int | float) or callable(getattr(reward, "__float__", None))):
+        return math.nan
+    try:
+        return float(reward)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
 
 
 def _rows(given: dict[str, Any], rows: list[int], total: int) -> dict[str, Any]:
@@ -140,7 +189,7 @@ def read_rewards(names: Sequence[str], gold: Sequence[str] = ()) -> list[Reward]
 
     Functions called `gold` or `gold_...`, and those named by `gold`, are measured and not paid for.
     """
-    found: list[Reward] = []
+    found: dict[str, tuple[Path, Reward]] = {}
     for name, unpaid in [*((name, False) for name in names), *((name, True) for name in gold)]:
         path, _, function = name.partition(":")
         here = _functions(Path(path))
@@ -151,17 +200,16 @@ def read_rewards(names: Sequence[str], gold: Sequence[str] = ()) -> list[Reward]
         if not here:
             raise UsageError(f"{path} has no public function: write one such as `def reward(completions, **columns)`")
         for key in [function] if function else here:
+            before, first = found.get(key, (Path(path), None))
+            if before.resolve() != Path(path).resolve():
+                raise UsageError(f"two reward functions are called {key!r}, in {before} and in {path}: rename one")
             called_gold = key == "gold" or key.startswith("gold_")
-            found.append(Reward(here[key], key, unpaid or called_gold))
-    if not any(not reward.gold for reward in found):
-        raise UsageError("no reward function to learn from: those called gold or gold_... are only measured")
-    seen: set[str] = set()
-    unique = []
-    for reward in sorted(found, key=lambda reward: not reward.gold):  # named both ways: gold
-        if reward.name not in seen:
-            seen.add(reward.name)
-            unique.append(reward)
-    return sorted(unique, key=lambda reward: reward.gold)
+            named_gold = unpaid or (first is not None and first.gold)  # named both ways: gold
+            found[key] = (before, Reward(here[key], key, called_gold or named_gold))
+    rewards = sorted((reward for _, reward in found.values()), key=lambda reward: reward.gold)
+    if not rewards or rewards[0].gold:
+        raise UsageError("no reward function to learn from: gold, gold_... and those of --gold are only measured")
+    return rewards
 
 
 def _functions(path: Path) -> dict[str, Callable[..., Any]]:

@@ -26,7 +26,6 @@ from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 from trl import GRPOTrainer, RLOOTrainer
 
@@ -52,11 +51,13 @@ from trimtab.language.gradreg import (
     GradRegRLOOTrainer,
 )
 from trimtab.language.hacking import hacking_verdict
-from trimtab.language.tasks import Reward, load_file, read_rewards, read_task
+from trimtab.language.tasks import Reward, check_columns, load_file, read_rewards, read_task
 from trimtab.run.folder import Run, environment, read_config, read_rows, replace_text, write_json
 from trimtab.run.logging import make_loggers
 
 FORMAT = 1
+PLAYED = ("outcome", "turns", "cut", "steps")
+"""Columns that `rollout` hands to reward functions."""
 PACKAGES = ("trimtab", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 TRAINERS: dict[tuple[str, str], type[Any]] = {
@@ -113,13 +114,24 @@ def resume(path: Path) -> Path:
         print(f"{path} is finished: nothing to resume")
         return path
     quieten()
-    checkpoint = get_last_checkpoint(str(path / "checkpoints")) if (path / "checkpoints").is_dir() else None
+    checkpoint = newest(path / "checkpoints", flags)
     built = build(record["trainer"], flags)
     run = None
     if PartialState().is_main_process:
         run = Run.open(path)
-        run.rewind(0 if checkpoint is None else int(checkpoint.rsplit("-", 1)[1]))
+        run.rewind(_step(checkpoint) if checkpoint is not None else 0)
     return _run(run, path, record["trainer"], flags, built, checkpoint)
+
+
+def newest(folder: Path, flags: Flags) -> Path | None:
+    """The newest checkpoint that is whole. A kill can leave one without what is written last."""
+    last = ["trainer_state.json", *([REFERENCE] if flags.reset_reference else [])]
+    whole = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in last)]
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 @dataclass(frozen=True)
@@ -145,10 +157,15 @@ def build(trainer: str, flags: Flags) -> Built:
     if flags.env is not None:
         if trainer != "grpo":
             raise UsageError(f"a text environment needs grpo: {trainer} has no rollout function")
-        play = rollout(text_env(flags.env), flags.max_turns, flags.max_action_tokens)
+        play = rollout(text_env(flags.env), flags.max_turns, flags.max_action_tokens, limit=flags.max_completion_length)
         rows = [{"prompt": str(seed)} for seed in range(10_000)]
         eval_rows = [{"prompt": str(seed)} for seed in range(10_000, 10_000 + flags.eval_prompts)]
         rewards = rewards or [Reward(outcome, "outcome")]
+    if flags.task is not None:
+        check_columns(rewards, rows[0], str(flags.task))
+        check_columns(rewards, eval_rows[0], str(flags.eval_task or flags.task))
+    else:
+        check_columns(rewards, PLAYED, "an environment")
     paid = sum(not reward.gold for reward in rewards)
     if flags.reward_weights and len(flags.reward_weights) != paid:
         raise UsageError(f"{len(flags.reward_weights)} reward weights for {paid} paid reward functions")
@@ -348,16 +365,21 @@ def arguments(trainer: str, flags: Flags, built: Built, folder: Path) -> Any:
         raise UsageError(f"TRL refuses these settings: {_first(error)}") from error
 
 
-def _run(run: Run | None, folder: Path, name: str, flags: Flags, built: Built, checkpoint: str | None) -> Path:
+def _run(run: Run | None, folder: Path, name: str, flags: Flags, built: Built, checkpoint: Path | None) -> Path:
     logbook = Logbook(run, flags, [reward.name for reward in built.rewards if reward.gold])
     try:
         if run is not None:
             config = read_config(folder)
-            at = None if checkpoint is None else int(checkpoint.rsplit("-", 1)[1])
+            at = None if checkpoint is None else _step(checkpoint)
             run.attach(make_loggers(tuple(n for n in flags.log if n != "csv"), folder, config, at))
         trainer = assemble(name, flags, built, folder, [logbook])
+        if flags.reset_reference:
+            reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+            if checkpoint is not None:
+                reference.load_state_dict(torch.load(checkpoint / REFERENCE, weights_only=True))
+            trainer.add_callback(ReferenceKeeper(reference))
         with logbook.watch():
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if logbook.stopped:
             what = "interrupted: a checkpoint is written" if flags.checkpoint_freq else "interrupted"
             raise Interrupted(f"{what}; go on with `trimtab resume {folder}`", 128 + logbook.stopped)
@@ -489,6 +511,23 @@ class Logbook(TrainerCallback):
         print(f"step {state.global_step:,}: evaluation reward {reward:.4g}", flush=True)
 
 
+REFERENCE = "reference.pt"
+
+
+class ReferenceKeeper(TrainerCallback):
+    """Writes the reference into each checkpoint where resets move it: TRL reads it anew from the model's folder."""
+
+    def __init__(self, reference: torch.nn.Module) -> None:
+        self._reference = reference
+
+    def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """After the checkpoint's other files, and whole or not at all."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            torch.save(self._reference.state_dict(), folder / f".{REFERENCE}")
+            (folder / f".{REFERENCE}").replace(folder / REFERENCE)
+
+
 class _Signals:
     """While open, Ctrl-C and SIGTERM are remembered; a second Ctrl-C ends the command at once."""
 
@@ -510,8 +549,9 @@ class _Signals:
 
 def finish(run: Run, metrics: dict[str, Any], logbook: Logbook) -> None:
     """evaluation.json, the verdict on hacking in diagnose.json, and DONE."""
-    mean = float(metrics["eval_reward"])
-    write_json(run.path / "evaluation.json", {"mean": mean, "std": float(metrics["eval_reward_std"])})
+    mean, std = float(metrics["eval_reward"]), metrics["eval_reward_std"]
+    std = float(std) if std is not None and math.isfinite(std) else None  # where a batch holds one prompt
+    write_json(run.path / "evaluation.json", {"mean": mean, "std": std})
     rows = read_rows(run.path / "metrics.csv")
     series = lambda name: {int(row["step"]): float(row["value"]) for row in rows if row["name"] == name}
     proxy, gold = series("rollout/ep_rew_mean"), series("rollout/gold")

@@ -179,6 +179,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_control(path: Path) -> dict[str, Any]:
+    """`read_config` for what looks at agents: a run of the language wing has none, and says so in its `UsageError`."""
+    record = read_config(path)
+    if record.get("wing") == "language":
+        raise UsageError(
+            f"{path} is a language run: its evaluation is in evaluation.json, its verdict in diagnose.json, its model "
+            f"in final/; see `trimtab report {path}`"
+        )
+    return record
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON under a temporary name, then renames it."""
     replace_text(path, json.dumps(value, indent=2) + "\n")

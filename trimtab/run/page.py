@@ -21,7 +21,14 @@ VARIABLES = {"#010203": "var(--ink)", "#010204": "var(--muted)", "#010205": "var
 INK, MUTED, LINE = VARIABLES
 SMALL_POINTS = 80  # of a line in a small plot
 MAX_VIDEOS, MAX_VIDEO_BYTES = 4, 12_000_000  # of a group, of one video: the page must still open at once
-SECTIONS = {"train": "Updates", "diagnostics": "Diagnostics", "rollout": "Training episodes", "time": "Speed"}
+SECTIONS = {
+    "train": "Updates",
+    "diagnostics": "Diagnostics",
+    "rollout": "Training episodes",
+    "eval": "Evaluations",
+    "time": "Speed",
+}
+DRAWN = ("eval/mean_reward", "time/total_timesteps")  # the learning curves, and their axis
 FIRST_METRICS = ("critic_loss", "actor_loss", "value_loss", "loss", "mean", "grad_norm", "entropy", "ent_coef")
 DASH = "&ndash;"  # where there is no figure
 BY_INDEX = "(by index)"  # what is drawn over something else than steps
@@ -264,7 +271,7 @@ def _metric_plots(task: Task, prefix: str, title: str) -> str:
     for group in task.groups:
         for run in group.runs:
             for name, series in run.metrics.items():
-                if name.startswith(f"{prefix}/") and name != "time/total_timesteps":
+                if name.startswith(f"{prefix}/") and name not in DRAWN:
                     lines.setdefault(name.removeprefix(f"{prefix}/"), []).append((group.colour, series))
     if prefix == "diagnostics":
         lines |= _diagnosis_arrays(task)
