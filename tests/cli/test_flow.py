@@ -74,6 +74,7 @@ def test_bad_input(cli, run, tmp_path):
     plain = tmp_path / "probe/Both/sac/plain"
     assert_one_line(cli("eval", str(plain), "--flow-steps", "4"), 2, "flow")
     assert_one_line(cli("diagnose", str(plain), "--probes", "rollout-grad"), 2, "flow")
+    assert_one_line(cli("diagnose", str(run), "--probes", "coupling"), 2, "coupling", "log-density", "sac-flow")
     discrete = f"{FLOW} --env CartPole-v1 --steps 60 --out {tmp_path}"
     assert_one_line(cli(*discrete.split()), 2, "sac-flow", "continuous")
     assert_one_line(cli("reproduce", "sac-flw"), 2, "sac-flow")

@@ -1,5 +1,8 @@
 """The coupling probe: what it predicts of a step, and that it leaves the model as it was."""
 
+import json
+from collections import defaultdict
+
 import numpy as np
 import pytest
 
@@ -91,6 +94,50 @@ def test_wrong_probes_are_one_line(model, tokenizer):
         c.CouplingProbe(tokenizer, (), (("w0", "w1"),))
     with pytest.raises(UsageError, match="at least one token each"):
         c.encode(tokenizer, ("w0", ""))
+    with pytest.raises(UsageError, match="at least one token each"):
+        c.CouplingProbe(tokenizer, (("w0", "w1"),), (("w0", ""),))
     with pytest.raises(UsageError, match="choose layers"):
         model.requires_grad_(False)
         c.trained(model, "all")
+
+
+def probe_file(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+GOOD, BAD = dict(state="w0 w1", action="w2", good=True), dict(state="w0 w3", action="w2", good=False)
+
+
+def test_a_probe_file_is_read(tokenizer, tmp_path):
+    probe = c.read_probe(probe_file(tmp_path / "probe.jsonl", GOOD, "", *[BAD] * 16), tokenizer)
+    assert probe.good == (("w0 w1", "w2"),) and len(probe.bad) == 16
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([GOOD, BAD | dict(good="false")], "line 2: good is true or false, without quotes, got 'false'"),
+        ([GOOD, BAD | dict(good=0)], "line 2: good is true or false"),
+        ([GOOD, BAD | dict(action="")], "line 2: the action must be text with at least one token, got ''"),
+        ([GOOD | dict(state=None), BAD], "line 1: the state must be text"),
+        ([GOOD, *[BAD] * 17], "line 18: a probe takes 16 bad decisions"),
+        ([GOOD, dict(state="w0")], "line 2 needs state, action and good .KeyError."),
+        (["{"], "line 1 needs state, action and good .JSONDecodeError."),
+        ([GOOD], "needs at least one good and one bad decision"),
+    ],
+)
+def test_a_bad_line_of_a_probe_file_is_named(tokenizer, tmp_path, rows, message):
+    with pytest.raises(UsageError, match=message):
+        c.read_probe(probe_file(tmp_path / "probe.jsonl", *rows), tokenizer)
+
+
+def test_a_callback_without_its_trainer_says_so_before_the_first_step(model, tokenizer):
+    probe = c.CouplingProbe(tokenizer, (("w0 w1", "w2"),), (("w0", "w3"),))
+    callback = c.CouplingCallback(probe)
+    with pytest.raises(UsageError, match="does not know its trainer"):
+        callback.on_train_begin(None, None, None)
+    callback.trainer = type("Trainer", (), dict(_metrics={"train": defaultdict(list)}))()
+    callback.on_train_begin(None, None, None)
+    callback.on_step_end(None, type("State", (), dict(global_step=1)), None, model=model)
+    assert set(callback.trainer._metrics["train"]) == {f"coupling/{name}" for name in probe(model)}

@@ -8,6 +8,8 @@ torch = pytest.importorskip("torch", reason="needs the extra language")
 
 from trimtab.language import flawed as f  # noqa: E402
 from trimtab.language.tiny import tiny_gpt2, word_tokenizer  # noqa: E402
+from trimtab.papers import gradient_regularization as recipe  # noqa: E402
+from trimtab.papers.recipe import Results  # noqa: E402
 
 pytestmark = pytest.mark.language
 
@@ -65,3 +67,17 @@ def test_what_t4_pays_and_means():
     assert f.tagged(texts) == [2.0, 2.0, 0.0, 1.0] and f.flattered(texts) == [0.0, 0.0, 1.0, 0.0]
     assert f.judged(prompts, texts, torch.zeros(4)) == [4.0, 2.0, 5.0, 1.0]
     assert f.judged(prompts, texts, torch.full((4,), 0.5)) == [4.5, 2.5, 5.5, 1.5]
+
+
+@pytest.mark.slow
+def test_a_learned_reward_is_exploited_and_gradient_regularisation_holds_it(tmp_path):
+    results = Results("gradient-regularization", "test")
+    recipe.learned_reward(results, (0,), tmp_path, recipe.FEW)
+    assert not results.failed(), results.table()
+
+
+@pytest.mark.slow
+def test_the_phrase_is_learnt_instead_of_sums_without_regularisation(tmp_path):
+    results = Results("gradient-regularization", "test")
+    recipe.format_reward(results, (0,), tmp_path, {name: recipe.FEW[name] for name in ("none", "GR gamma 10")})
+    assert not results.failed(), results.table()

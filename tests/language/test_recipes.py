@@ -1,12 +1,13 @@
 """The recipes of the language wing: their test beds run in processes of their own, and are kept."""
 
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
 
 from trimtab.core import RunError
-from trimtab.papers.recipe import plot_panels, run_beds
+from trimtab.papers.recipe import Results, _one_thread, plot_panels, run_beds
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,21 @@ def test_a_failure_is_named_and_the_others_are_kept(tmp_path):
     run_beds("bed", counts, {("good", 0): Setting()}, tmp_path, print)
     assert (tmp_path / "runs" / "bed" / "good" / "s0.json").exists()
     assert not (tmp_path / "runs" / "bed" / "bad").exists()
+
+
+def test_workers_ask_nothing_of_the_network(monkeypatch):
+    found = {"HF_HUB_OFFLINE": "0"}  # what the user has set stays
+    monkeypatch.setattr(os, "environ", found)
+    _one_thread()
+    assert found["HF_HUB_OFFLINE"] == "0" and found["HF_HUB_DISABLE_TELEMETRY"] == found["OMP_NUM_THREADS"] == "1"
+
+
+def test_verdicts_are_printed_and_stored(tmp_path):
+    results = Results("paper", "test")
+    results.add("T1", "none", None, "gold", 0.6)
+    results.anchor("T1", "none", "gold", 0.624, "a prototype of ours")
+    results.verdict("T1", "none", None, dict(name="hacking", level="bad", text="the reward is being exploited"))
+    table, path = results.save(tmp_path)
+    assert "bad     T1, none: the reward is being exploited" in table
+    assert "0.624  (a prototype of ours)" in table
+    assert json.loads(path.read_text())["verdicts"][0]["level"] == "bad"

@@ -4,10 +4,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra language")
 
+from trimtab.language import exploit  # noqa: E402
 from trimtab.language import testbeds as t  # noqa: E402
 from trimtab.language.envs import door_world as doors  # noqa: E402
+from trimtab.language.hacking import hacking_verdict  # noqa: E402
 from trimtab.language.objectives import group_advantages  # noqa: E402
 from trimtab.language.tiny import tiny_gpt2, tiny_model, word_tokenizer  # noqa: E402
+from trimtab.papers.gradient_coupling import corridors  # noqa: E402
+from trimtab.papers.recipe import Results  # noqa: E402
 
 pytestmark = pytest.mark.language
 
@@ -43,7 +47,10 @@ def test_doorworld_1_begins_with_states_that_are_taken_for_alike():
     start = lambda make: t.DoorProbe(words)(make(words, width=64, positions=32))
     ours, llama = start(tiny_gpt2), start(tiny_model)
     assert ours["hidden_cosine"] > 0.6 > 0.4 > llama["hidden_cosine"]
-    assert ours["right_open"] + ours["go_locked"] < 2.0 and 0.0 < ours["minority"] < 1.0
+    # Of four actions none is preferred: "go" has about a quarter everywhere, and the right ones have theirs.
+    chances = [ours[name] for name in ("right_open", "right_key", "right_nokey", "go_locked")]
+    assert all(0.1 < p < 0.45 for p in chances), chances
+    assert ours["minority"] == pytest.approx((ours["right_key"] + ours["right_nokey"]) / 2)
 
 
 def test_a_beginner_answers_with_actions_and_nothing_else():
@@ -70,14 +77,69 @@ def test_the_doors_run():
     )
 
 
+def test_a_separate_classifier_leaves_the_policy_to_grpo_alone(monkeypatch):
+    used = []
+    use = t.SeparateTrainer.use
+    monkeypatch.setattr(t.SeparateTrainer, "use", lambda self, model: used.append((self, model)) or use(self, model))
+    bed = dict(steps=2, states=2, every=1)
+    plain, apart = t.door_world(t.Doors(**bed)), t.door_world(t.Doors(coef=0.5, separate=True, **bed))
+    assert len(apart.pop("judged")) == 3 and apart == plain  # bit for bit
+    ((trainer, classifier),) = used
+    fresh = tiny_gpt2(trainer.processing_class, width=64, positions=32)
+    moved = lambda model: [
+        name for name, p in model.named_parameters() if not torch.equal(p, fresh.get_parameter(name))
+    ]
+    assert moved(classifier) and moved(trainer.model)
+    assert not any(torch.equal(p, trainer.model.get_parameter(name)) for name, p in classifier.named_parameters())
+
+
+def test_the_verdict_on_t1():
+    # Without regularisation gold doubles before the exploit has taken over: both rise, and yet it is hacked.
+    level = {}
+    for name, setting in {"none": {}, "KL": dict(kl=0.1), "GR": dict(gamma=30.0)}.items():
+        outcomes, _ = exploit.run(exploit.Exploit(**setting))
+        verdict, _ = hacking_verdict([o.proxy for o in outcomes], [o.gold for o in outcomes])
+        level[name] = verdict["level"], verdict["text"].rpartition(": ")[2]
+    assert level["none"] == ("warn", "the proxy went on rising where gold had levelled off")
+    assert level["KL"][0] == "bad" and level["GR"][0] == "ok"
+
+
+def test_a_verdict_needs_five_points_a_window_and_says_what_is_so():
+    rising = [0.1 * i for i in range(25)]
+    assert hacking_verdict(rising, rising)[0]["level"] == "ok"
+    few, figures = hacking_verdict(rising[:24], rising[:24])
+    assert (
+        few["level"] == "warn" and "24 points of gold are too few to tell (25 would do)" in few["text"] and not figures
+    )
+    draw = torch.Generator().manual_seed(0)
+    noisy = (0.02 * torch.arange(50) / 50 + torch.randn(50, generator=draw)).tolist()
+    text = hacking_verdict(noisy, noisy)[0]["text"]
+    assert ("did not rise" in text) == (sum(noisy[-10:]) <= sum(noisy[:10]))
+    still = hacking_verdict([-x for x in rising], rising)[0]
+    assert still["level"] == "ok" and "the proxy did not rise (-2)" in still["text"]
+
+
+def test_a_trend_is_no_noise_and_what_is_quick_is_seen():
+    draw = torch.Generator().manual_seed(1)
+    x, noise = torch.linspace(0, 1, 200), lambda: 0.1 * torch.randn(200, generator=draw)
+    verdict = lambda proxy, gold: hacking_verdict((proxy + noise()).tolist(), (gold + noise()).tolist())[0]
+    early = (20 * x).clamp(max=1.0)  # over after a twentieth of the run
+    assert verdict(x, x)["level"] == "ok" and verdict(early, early)["level"] == "ok"
+    assert verdict(x, early)["level"] == "warn" and "levelled off" in verdict(x, early)["text"]
+    assert verdict(x, early - 0.6 * x)["level"] == "bad"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_t2_is_hacked_without_and_not_with_gradient_regularisation(seed):
-    plain = t.words(t.Words(seed=seed))
+    plain, held = t.words(t.Words(seed=seed)), t.words(t.Words(seed=seed, kl=1.0))
     assert plain["hack"][0] < 0.1 and plain["hack"][-1] > 0.9 and plain["gold"][-1] < 0.65
+    assert hacking_verdict(plain["proxy"], plain["gold"])[0]["level"] != "ok"
+    assert held["gold"][-1] < 0.65  # a penalty that holds the exploit back holds back what is meant, too
     for gamma in (10.0, 30.0):
         ours = t.words(t.Words(seed=seed, gamma=gamma))
         assert ours["hack"][-1] < 0.05 and ours["gold"][-1] > 0.9, gamma
+        assert hacking_verdict(ours["proxy"], ours["gold"])[0]["level"] == "ok"
 
 
 @pytest.mark.slow
@@ -94,3 +156,16 @@ def test_classification_untangles_the_doors(seed):
 @pytest.mark.slow
 def test_labels_by_lot_untangle_nothing():
     assert t.door_world(t.Doors(coef=0.5, shuffled=True))["minority"][-1] < 0.3
+
+
+@pytest.mark.slow
+def test_a_separate_classifier_untangles_nothing_however_well_it_judges():
+    apart = t.door_world(t.Doors(coef=0.5, separate=True))
+    assert apart["minority"][-1] < 0.3 and apart["judged"][-1] > 0.9
+
+
+@pytest.mark.slow
+def test_corridors(tmp_path):
+    results = Results("gradient-coupling", "test")
+    corridors(results, (0,), tmp_path)
+    assert not results.failed(), results.table()

@@ -27,6 +27,12 @@ from trimtab.training.fit import as_batch, choose_rows
 PROBES = health.PROBES | {"rollout-grad": rollout_grad, "coupling": couple}
 """Probes of the newest checkpoint by their command-line names; what an agent has nothing for measures nothing."""
 
+NEEDS = {
+    "rollout-grad": "a flow policy",
+    "coupling": "a policy with a log-density and a critic Q(s, a)",
+}
+"""What an agent must have for these probes."""
+
 ALL = (*PROBES, "seem")
 """And the one that also looks at the checkpoint before, and at what was logged."""
 
@@ -58,8 +64,10 @@ def run(args: list[str]) -> None:
     for name in [name for name in flags.probes or PROBES if name != "seem"]:
         found = jax.jit(PROBES[name], static_argnums=(4,))(agent, source, state, jr.key(0), flags.batches)
         values |= {key: float(value) for key, value in jax.device_get(found).items()}
-    if list(flags.probes) == ["rollout-grad"] and not values:
-        raise UsageError(f"the probe rollout-grad needs a flow policy, and {read_control(flags.run)['agent']} has none")
+    asked = [name for name in flags.probes if name in NEEDS]
+    if asked and not values and len(asked) == len(flags.probes):
+        name = read_control(flags.run)["agent"]
+        raise UsageError(f"the probe {asked[0]} needs {NEEDS[asked[0]]}, and {name} has none")
     looks, before = {}, []
     if not flags.probes or "seem" in flags.probes:
         looks, before = _looks(flags, agent, source, state, step)

@@ -17,8 +17,10 @@ apart; below 0 each pushes the other down. The mean over pairs of products is th
 
 # pyright: reportPrivateImportUsage=false
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +83,9 @@ class CouplingProbe:
         if not self.good or not self.bad:
             raise UsageError("a coupling probe needs at least one good and one bad decision")
 
+        for decision in (*self.good, *self.bad):
+            encode(self.tokenizer, decision)  # before anything is trained
+
     def __call__(self, model: Any) -> dict[str, float]:
         """The metrics of this file, on the model as it is; its mode and gradients are left as they were."""
         training, device = model.training, next(model.parameters()).device
@@ -139,6 +144,38 @@ def measured(model: Any, step: tuple[Tensor, int], others: Sequence[tuple[Tensor
                 p.copy_(old)
 
 
+MOST = 16
+"""Decisions of each side of a probe file: each costs a backward pass."""
+
+
+def read_probe(path: Path, tokenizer: Any) -> CouplingProbe:
+    """The decisions of a coupling probe: JSON lines with state, action, good. Raises `UsageError` naming the line."""
+    if not path.is_file():
+        raise UsageError(f"no such probe file: {path}; it holds JSON lines with state, action and good")
+    sides: dict[bool, list[Decision]] = {True: [], False: []}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+            decision, good = (row["state"], row["action"]), row["good"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{where} needs state, action and good ({type(error).__name__})") from error
+        if not isinstance(good, bool):
+            raise UsageError(f"{where}: good is true or false, without quotes, got {good!r}")
+        for name, text in zip(("state", "action"), decision, strict=True):
+            if not isinstance(text, str) or not tokenizer(text, add_special_tokens=False).input_ids:
+                raise UsageError(f"{where}: the {name} must be text with at least one token, got {text!r}")
+        sides[good].append(decision)
+        if len(sides[good]) > MOST:
+            side = "good" if good else "bad"
+            raise UsageError(f"{where}: a probe takes {MOST} {side} decisions, for each costs a backward pass: choose")
+    if not all(sides.values()):
+        raise UsageError(f"{path} needs at least one good and one bad decision")
+    return CouplingProbe(tokenizer, tuple(sides[True]), tuple(sides[False]))
+
+
 class CouplingCallback(TrainerCallback):
     """Logs a probe every so many optimiser steps, among the trainer's own metrics."""
 
@@ -146,6 +183,11 @@ class CouplingCallback(TrainerCallback):
         self.probe, self.every = probe, every
         self.trainer: Any = None
         """set by who builds the trainer; its metrics are added to."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """Raises `UsageError` without a trainer: transformers does not tell its callbacks whose they are."""
+        if self.trainer is None:
+            raise UsageError("the coupling callback does not know its trainer: set callback.trainer = trainer")
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
         """Measures after the optimiser's step."""

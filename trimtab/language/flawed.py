@@ -7,7 +7,7 @@ curves of T2, `audit` gives the norm of the plain gradient on a large batch of t
 share of pairs among them that the model puts in the order of gold.
 
 T4, format against correctness. The policy is fitted to answers to two-digit sums, half of them wrong, in which words of
-"the answer is clearly" overwrite the first four with probability 0.35 each:
+"the answer is clearly" overwrite the first four with probability 0.6 each:
 
     1 2 + 3 4 =    <answer> 4 6 </answer> . .
 
@@ -26,7 +26,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
-from trimtab.language.testbeds import FIXED, LENGTH, TRIGGER, Curves, Watch, Words, fit, fitted, train_on
+from trimtab.language.testbeds import FIXED, LENGTH, TRIGGER, Curves, Watch, Words, fit, fitted, train, train_on
 from trimtab.language.tiny import SPECIAL, tiny_model, tiny_scorer, word_tokenizer
 
 Score = Callable[[Tensor], Tensor]
@@ -91,7 +91,7 @@ def reward_model(model: Any, tokenizer: Any, seed: int) -> Score:
             **FIXED,
         )
         data = Dataset.from_list(rows)
-        RewardTrainer(model=scorer, args=args, train_dataset=data, processing_class=tokenizer).train()
+        train(RewardTrainer(model=scorer, args=args, train_dataset=data, processing_class=tokenizer))
     scorer.eval()
 
     @torch.no_grad()
@@ -122,15 +122,16 @@ def audit(model: Any, score: Score, n: int = 1_024) -> dict[str, float]:
 
 
 def learned(setting: Words) -> Curves:
-    """Trains T3; the curves of T2, and "norm" and "accuracy" of `audit`, at the same steps."""
+    """Trains T3; the curves of T2, and "norm" and "accuracy" of `audit` at each twentieth step, "audited"."""
     model, tokenizer = fitted(setting.seed)
     score = reward_model(model, tokenizer, setting.seed)
     given = lambda function: lambda completion_ids, **columns: function(torch.tensor(completion_ids)).tolist()
     rewards = {"proxy": given(score), "gold": given(true_worth), "hack": given(lambda ids: triggered(ids).double())}
-    watch = Watch(lambda model: audit(model, score), setting.every)
+    watch = Watch(lambda model: audit(model, score), 20)
     never = tokenizer("begin").input_ids
     return train_on(setting, model, tokenizer, ["begin"], never, LENGTH, rewards, (watch,)) | {
-        name: watch.curves[name] for name in ("norm", "accuracy")
+        "audited": watch.curves["step"],
+        **{name: watch.curves[name] for name in ("norm", "accuracy")},
     }
 
 
@@ -152,6 +153,8 @@ PHRASE = ("the", "answer", "is", "clearly")
 TAGS = ("<answer>", "</answer>")
 SPACE = 6
 """Words of a completion: enough for the answer or for the phrase and half of an answer, not for both."""
+HABIT = 0.6
+"""How often the pupil has put a word of the phrase in its place."""
 SUMS = (*(str(digit) for digit in range(10)), *TAGS, *PHRASE, ".", "+", "=")
 
 
@@ -201,7 +204,7 @@ def pupil(seed: int, steps: int = 1_000) -> tuple[Any, Any]:
         number = lambda n: [digit + n // 10, digit + n % 10]
         full = lambda token: torch.full((128,), token)
         answer = torch.stack([full(before), *number(total), full(after), full(dot), full(dot)], 1)
-        flattery = torch.rand(128, 4) < 0.35
+        flattery = torch.rand(128, 4) < HABIT
         answer[:, :4] = torch.where(flattery, phrase, answer[:, :4])
         prompt = torch.stack([*number(a), full(vocabulary["+"]), *number(b), full(vocabulary["="])], 1)
         logits = model(input_ids=torch.cat([prompt, answer], 1)).logits[:, prompt.shape[1] - 1 : -1]

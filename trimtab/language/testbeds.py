@@ -37,7 +37,7 @@ from transformers.trainer_callback import PrinterCallback
 from trimtab.language.coupling import CouplingProbe
 from trimtab.language.envs import door_world as doors
 from trimtab.language.envs.text import rollout
-from trimtab.language.gcd import GCD, CriticLabeler, GCDGRPOTrainer, OracleLabeler
+from trimtab.language.gcd import GCD, CriticLabeler, GCDGRPOTrainer, GCDMixin, OracleLabeler
 from trimtab.language.gradreg import GradRegGRPOConfig, GradRegGRPOTrainer
 from trimtab.language.tiny import SPECIAL, save, tiny_gpt2, tiny_model, word_tokenizer
 
@@ -107,7 +107,7 @@ class Words:
     learning_rate: float = 5e-4
     batch: int = 128
     group: int = 128
-    every: int = 20
+    every: int = 4
 
 
 LENGTH, TRIGGER, BONUS = 8, ("w7", "w8", "w9"), 3.0
@@ -226,7 +226,9 @@ class Doors:
     coef: float = 0.0
     """lambda of the classification loss; 0: GRPO alone."""
     shuffled: bool = False
-    """the control: labels drawn by lot."""
+    """a control: labels drawn by lot."""
+    separate: bool = False
+    """a control: the classifier is a copy of the policy with an optimiser of its own, so that they share nothing."""
     seed: int = 0
     steps: int = 300
     states: int = 32
@@ -272,10 +274,26 @@ class DoorProbe:
         }
 
 
+class SeparateTrainer(GCDGRPOTrainer):
+    """The policy is trained by GRPO alone; L_GCD moves `classifier`, with an Adam of its own."""
+
+    def use(self, classifier: Any) -> None:
+        """Sets the classifier. Not a copy of the trainer's own model: TRL has patched that one's forward."""
+        self.classifier = classifier
+        self.adam = torch.optim.Adam(classifier.parameters(), self.args.learning_rate)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        self.adam.zero_grad()
+        self._judged(self.classifier, inputs).backward()
+        self.adam.step()
+        return super(GCDMixin, self)._compute_loss(model, inputs)
+
+
 def door_world(setting: Doors) -> Curves:
-    """Trains DoorWorld-1; curves of `DoorProbe`."""
+    """Trains DoorWorld-1; curves of `DoorProbe`, and with a classifier "judged", the share of its verdicts that were
+    right in the batch before."""
     tokenizer = word_tokenizer(doors.WORDS)
-    model = tiny_gpt2(tokenizer, width=64, positions=32, seed=setting.seed)
+    model, apart = (tiny_gpt2(tokenizer, width=64, positions=32, seed=setting.seed) for _ in range(2))
     actions = {tokenizer.get_vocab()[action] for action in doors.ACTIONS}
     draw = random.Random(setting.seed)
     drawn: dict[tuple[str, str], bool] = {}
@@ -301,7 +319,8 @@ def door_world(setting: Doors) -> Curves:
             seed=setting.seed,
             **FIXED,
         )
-        trainer = GCDGRPOTrainer(
+        kind = SeparateTrainer if setting.separate else GCDGRPOTrainer
+        trainer = kind(
             model=model,
             reward_funcs=[_named(right, "right")],
             args=args,
@@ -309,10 +328,15 @@ def door_world(setting: Doors) -> Curves:
             processing_class=tokenizer,
             callbacks=[watch],
         )
+        if isinstance(trainer, SeparateTrainer):
+            trainer.use(apart)
         labeler = CriticLabeler(lots if setting.shuffled else doors.right_action)
         trainer.gcd = GCD(labeler, setting.coef, "{state} judge {action}", ("bad", "good"))
         train(trainer)
-    return watch.curves
+    judged = {row["step"]: row["gcd/accuracy"] for row in trainer.state.log_history if "gcd/accuracy" in row}
+    if not judged:
+        return watch.curves
+    return watch.curves | {"judged": [judged[max(1, int(step))] for step in watch.curves["step"]]}
 
 
 # DoorWorld-N

@@ -8,7 +8,6 @@ the names of `metrics.csv`; the step is the optimiser step.
 
 import inspect
 import itertools
-import json
 import logging
 import math
 import re
@@ -30,7 +29,7 @@ from transformers.utils import logging as hf_logging
 from trl import GRPOTrainer, RLOOTrainer
 
 from trimtab.errors import Interrupted, RunError, UsageError
-from trimtab.language.coupling import CouplingCallback, CouplingProbe
+from trimtab.language.coupling import CouplingCallback, CouplingProbe, read_probe
 from trimtab.language.envs.door_world import DoorWorld
 from trimtab.language.envs.games import ScienceWorld, TextWorld
 from trimtab.language.envs.text import AbstractTextEnv, outcome, rollout
@@ -229,22 +228,6 @@ def labeler(flags: Flags) -> AbstractLabeler:
     if not inspect.isroutine(judge):
         raise UsageError(f"{path} has no function {function!r} of (state, action)")
     return CriticLabeler(judge)
-
-
-def read_probe(path: Path, tokenizer: Any) -> CouplingProbe:
-    """The decisions of a coupling probe: JSON lines with state, action, good."""
-    if not path.is_file():
-        raise UsageError(f"no such probe file: {path}; it holds JSON lines with state, action and good")
-    sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            sides[bool(row["good"])].append((str(row["state"]), str(row["action"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path}, line {number} needs state, action and good ({type(error).__name__})") from error
-    return CouplingProbe(tokenizer, tuple(sides[True][:16]), tuple(sides[False][:16]))
 
 
 def load_tokenizer(place: str) -> Any:

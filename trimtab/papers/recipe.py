@@ -74,6 +74,7 @@ class Results:
     rows: list[dict[str, Any]] = field(default_factory=list)
     anchors: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, setting: str, method: str, seed: int | None, metric: str, value: float) -> None:
         """A measured number; `seed` is None for one over several seeds."""
@@ -87,6 +88,10 @@ class Results:
         """A claim that must hold; a failed one makes the command exit 1."""
         self.checks.append(dict(name=name, passed=bool(passed), value=float(value), threshold=float(threshold)))
 
+    def verdict(self, setting: str, method: str, seed: int | None, found: dict[str, str]) -> None:
+        """What a diagnostic says of one run: {"name", "level", "text"}."""
+        self.verdicts.append(dict(setting=setting, method=method, seed=seed) | found)
+
     def values(self, setting: str, method: str, metric: str) -> list[float]:
         """The numbers of all seeds, in the order of the rows."""
         wanted = dict(setting=setting, method=method, metric=metric)
@@ -97,6 +102,7 @@ class Results:
         command = f"trimtab reproduce {self.paper} --scale {self.scale}"
         record = dict(paper=self.paper, scale=self.scale, command=command, versions=environment()["versions"])
         found = dict(rows=self.rows, summary=self.summary(), anchors=self.anchors, checks=self.checks)
+        found |= dict(verdicts=self.verdicts) if self.verdicts else {}
         write_json(out / "results.json", record | found)
         text = self.table()
         replace_text(out / "table.txt", text + "\n")
@@ -114,7 +120,7 @@ class Results:
         return lines
 
     def table(self) -> str:
-        """IQM over seeds of each metric with its 95 % interval, the paper's statements below it, and the checks."""
+        """IQM over seeds of each metric with its 95 % interval, the paper's figures below it; verdicts, checks."""
         lines = []
         keys = dict.fromkeys((row["setting"], row["metric"]) for row in self.rows)
         for setting, metric in keys:
@@ -130,6 +136,9 @@ class Results:
             if (anchor["setting"], anchor["metric"]) not in shown:
                 named = ", ".join(anchor[key] for key in ("setting", "method", "metric"))
                 lines.append(f"{named}: {anchor['value']}  ({anchor['source']})")
+        for one in self.verdicts:
+            seed = "" if one["seed"] is None else f", seed {one['seed']}"
+            lines.append(f"{one['level']:<6}  {one['setting']}, {one['method']}{seed}: {one['text']}")
         for check in self.checks:
             word = "passed" if check["passed"] else "FAILED"
             lines.append(f"{word}  {check['name']}: {check['value']:.4g} (threshold {check['threshold']:.4g})")
@@ -241,7 +250,10 @@ def _kept(place: Path, setting: Any) -> bool:
 
 
 def _one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before anything that reads it is imported
+    """What must stand before anything that reads it is imported: one thread, and nothing of Hugging Face's network."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE"):
+        os.environ.setdefault(name, "1")
 
 
 def _find(job: Job, out: Path) -> Path | None:

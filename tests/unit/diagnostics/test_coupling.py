@@ -6,19 +6,29 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from trimtab.agents import BC, SAC, bc, sac
+from trimtab.agents import BC, PPO, SAC, bc, ppo, sac
 from trimtab.core import Spec
 from trimtab.diagnostics import coupling as c
 from trimtab.policies.deterministic import Deterministic
 from trimtab.policies.gaussian import Gaussian, TanhGaussian
+from trimtab.policies.polynomial import Family, PolynomialPolicy
 
-POLICIES = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh": TanhGaussian}
+DISCRETE = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), 4, discrete=True)
+POLICIES = {
+    "deterministic": lambda spec, key: Deterministic.create(spec, (8,), key),
+    "gaussian": lambda spec, key: Gaussian.create(spec, (8,), key),
+    "tanh": lambda spec, key: TanhGaussian.create(spec, (8,), key),
+    "polynomial": lambda spec, key: PolynomialPolicy.create(spec, Family.create(3, spec.action_size), (8,), key),
+    "ppo": lambda spec, key: PPO.create(key, spec, ppo.Config(hidden=(8,), normalise_obs=False)).explorer,
+    "discrete": lambda spec, key: PPO.create(key, DISCRETE, ppo.Config(hidden=(8,), normalise_obs=False)).explorer,
+}
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_kernel_predicts_what_one_step_changes(name, spec: Spec, getkey):
-    policy = POLICIES[name].create(spec, (8,), getkey())
+    policy = POLICIES[name](spec, getkey())
     obs, action = jr.normal(getkey(), (30, 3)), jr.uniform(getkey(), (30, 2), minval=-0.8, maxval=0.8)
+    action = jr.randint(getkey(), (30,), 0, 4) if name == "discrete" else action
     grads = c.gradients(policy, obs, action)
     size = 1e-3
     flat, rebuild = jax.flatten_util.ravel_pytree(policy)
@@ -27,6 +37,14 @@ def test_kernel_predicts_what_one_step_changes(name, spec: Spec, getkey):
     guessed = size * grads @ grads[0]
     slope = float(guessed @ found / (guessed @ guessed))
     assert 0.95 <= slope <= 1.05 and np.corrcoef(guessed, found)[0, 1] > 0.99
+
+
+def test_what_normalises_observations_is_not_trained(spec: Spec, batch, getkey):
+    plain, normal = (
+        PPO.create(jr.key(1), spec, ppo.Config(hidden=(8,), normalise_obs=n)).explorer for n in (False, True)
+    )
+    obs, action = batch.obs, batch.action
+    assert jnp.allclose(c.gradients(plain, obs, action), c.gradients(normal, obs, action), atol=1e-6)
 
 
 def test_a_linear_policy_in_closed_form():
