@@ -110,12 +110,13 @@ def plan(scale: str) -> list[Job]:
             "DriveSeekSmall", 300, range(1), _SMALL
         )
     if scale == "small":
-        jobs = []
+        jobs, soft_jobs = [], []
         for d, steps, settings, steps_soft, soft in SMALL:
             jobs += _seek(d, steps, {"DDPG": settings, "ReenGAGE": settings}, range(5))
-            jobs += _seek(d, steps_soft, {"SAC": soft, "ReenGAGE on SAC": soft}, range(5))
+            soft_jobs += _seek(d, steps_soft, {"SAC": soft, "ReenGAGE on SAC": soft}, range(5))
         jobs += _sets("DriveSeekSmall", 15_000, range(5), _SMALL)
-        return jobs + _sets("NoisySeek", 3_000, range(5), replace(_SMALL, exploration_noise=0.1))
+        jobs += _sets("NoisySeek", 3_000, range(5), replace(_SMALL, exploration_noise=0.1))
+        return jobs + soft_jobs
     steps = {5: 12_000, 10: 50_000, 20: 400_000}
     jobs = [job for d in steps for job in _seek(d, steps[d], SETTINGS[d], range(20))]
     jobs += _sets("DriveSeek", 160_000, range(5), reengage_sets.Config())
@@ -130,7 +131,8 @@ SMALL: tuple[tuple[int, int, tuple[int, float], int, tuple[int, float]], ...] = 
     (5, 12_000, (256, 1.5e-3), 12_000, (256, 1.5e-3)),
 )
 """Scale small: numbers of ContinuousSeek, then steps, batch size and step size of the pair on DDPG and of that on SAC.
-The longest come first, so that no core waits for them at the end."""
+The longest come first, so that no core waits for them at the end. On SAC 20 numbers take batches of thousands and more
+steps than two cores can do: these runs show only what they cost."""
 
 
 def _seek(d: int, steps: int, settings: dict[str, tuple[int, float]], seeds: range) -> list[Job]:
