@@ -134,12 +134,10 @@ def test_a_trend_is_no_noise_and_what_is_quick_is_seen():
 def test_t2_is_hacked_without_and_not_with_gradient_regularisation(seed):
     plain, held = t.words(t.Words(seed=seed)), t.words(t.Words(seed=seed, kl=1.0))
     assert plain["hack"][0] < 0.1 and plain["hack"][-1] > 0.9 and plain["gold"][-1] < 0.65
-    assert hacking_verdict(plain["proxy"], plain["gold"])[0]["level"] != "ok"
     assert held["gold"][-1] < 0.65  # a penalty that holds the exploit back holds back what is meant, too
     for gamma in (10.0, 30.0):
         ours = t.words(t.Words(seed=seed, gamma=gamma))
         assert ours["hack"][-1] < 0.05 and ours["gold"][-1] > 0.9, gamma
-        assert hacking_verdict(ours["proxy"], ours["gold"])[0]["level"] == "ok"
 
 
 @pytest.mark.slow
