@@ -319,10 +319,8 @@ def logged_verdicts(last: Mapping[str, float]) -> list[dict[str, str]]:
     found = []
     for name in ("train/edge", "train/actor_edge"):
         if last.get(name, 0.0) > EDGE_WARN:
-            text = (
-                f"{name} {last[name]:.0%} of the polynomial density lies in the outermost cells: its normalisation and "
-            )
-            text += "entropy are not to be trusted; raise points or ent_coef, or lower natural_bound"
+            share = f"{last[name]:.0%} of the polynomial density lies in the outermost cells"
+            text = f"{name}: {share}, where its quadrature may be off: raise points or ent_coef, or lower natural_bound"
             found.append({"name": name, "level": "warn", "text": text})
     return found
 
