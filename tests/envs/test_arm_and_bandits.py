@@ -12,26 +12,46 @@ from trimtab.envs.bandits import CurveBandit, coverage, lemniscate, two_moons
 from trimtab.envs.smooth_world import SmoothWorld, layout
 
 
-def drift(rate_of_steps: int) -> float:
-    """The largest change of energy in two seconds of free swing, in units of what there is of it."""
+def swing(start: tuple[float, float], rate_of_steps: int, *, fourth_order: bool) -> tuple[float, float]:
+    """How far energy is at the end of two seconds of free swing from where it was, and its largest change, in units of
+    what there is of it above the lowest state."""
     h = 1.0 / rate_of_steps
+    slope = lambda now: (now[1], acceleration(now[0], now[1], jnp.zeros(2), 0.0))
+    ahead = lambda now, rates, h: jax.tree.map(lambda x, d: x + h * d, now, rates)
 
-    def step(now, _):  # semi-implicit, as the world has it
-        q, rate = now
-        rate = rate + h * acceleration(q, rate, jnp.zeros(2), 0.0)
-        return (q + h * rate, rate), energy(q + h * rate, rate)
+    def world(now):  # semi-implicit, as the world has it
+        rate = now[1] + h * slope(now)[1]
+        return now[0] + h * rate, rate
 
-    start = (jnp.array([1.0, -0.5]), jnp.zeros(2))
-    _, found = jax.jit(lambda start: jax.lax.scan(step, start, None, 2 * rate_of_steps))(start)
-    first, lowest = energy(*start), energy(jnp.zeros(2), jnp.zeros(2))
-    return float(jnp.abs(found - first).max() / (first - lowest))
+    def runge_kutta(now):
+        k1 = slope(now)
+        k2 = slope(ahead(now, k1, h / 2.0))
+        k3 = slope(ahead(now, k2, h / 2.0))
+        k4 = slope(ahead(now, k3, h))
+        mean = jax.tree.map(lambda a, b, c, d: (a + 2.0 * b + 2.0 * c + d) / 6.0, k1, k2, k3, k4)
+        return ahead(now, mean, h)
+
+    def step(now, _):
+        now = runge_kutta(now) if fourth_order else world(now)
+        return now, energy(*now)
+
+    first = (jnp.array(start), jnp.zeros(2))
+    _, found = jax.jit(lambda now: jax.lax.scan(step, now, None, 2 * rate_of_steps))(first)
+    whole = energy(*first) - energy(jnp.zeros(2), jnp.zeros(2))
+    change = jnp.abs(found - energy(*first)) / whole
+    return float(change[-1]), float(change.max())
 
 
 def test_energy_is_kept_without_torque_and_damping():
     with jax.enable_x64(True):
-        coarse, fine = drift(240), drift(960)
-    assert coarse < 0.03 and fine < 0.01
-    assert 3.0 < coarse / fine < 5.0  # what is left of it is the integrator's, of first order
+        for start in ((0.3, 0.2), (1.0, -0.5), (1.5, -1.5)):  # the mechanics alone, at the world's 240 Hz
+            assert swing(start, 240, fourth_order=True)[1] < 1e-5
+        # The world's integrator is of first order: below 1 % in a small swing, not in a large one.
+        end, largest = swing((0.3, 0.2), 240, fourth_order=False)
+        assert end < 0.005 and largest < 0.01
+        end, largest = swing((1.0, -0.5), 240, fourth_order=False)
+        assert 0.01 < end < 0.012 and largest < 0.025
+        assert 3.5 < end / swing((1.0, -0.5), 960, fourth_order=False)[0] < 4.5
 
 
 def test_the_power_of_the_torque_is_the_change_of_energy():
