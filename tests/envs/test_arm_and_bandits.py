@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from trimtab.envs.arm_track import ArmTrack, acceleration, energy, reference
+from trimtab.envs.arm_track import ArmTrack, ChangePenalty, acceleration, energy, reference
 from trimtab.envs.bandits import CurveBandit, coverage, lemniscate, two_moons
+from trimtab.envs.make import find
 from trimtab.envs.smooth_world import SmoothWorld, layout
 
 
@@ -77,6 +78,24 @@ def test_the_reference_is_its_own_derivative_and_pays_all():
     assert out.terminated
     _, out = world.step(state, jnp.array([0.1, 5.0]), jr.key(1))
     np.testing.assert_allclose(out.info["target"], reference(state[0] + 1 / 60)[0] + jnp.array([0.1, 1.0]), rtol=1e-5)
+
+
+def test_changes_of_the_control_cost_what_they_should():
+    world, taxed = ArmTrack.create(), ChangePenalty.create(0.5)
+    plain, (inner, last) = world.reset(jr.key(3))[0], taxed.reset(jr.key(3))[0]
+    np.testing.assert_array_equal(last, reference(plain[0])[0])  # nothing was done before
+    np.testing.assert_array_equal(inner[1], plain[1])
+    now = (inner, last)
+    for i, action in enumerate((jnp.array([0.4, -0.2]), jnp.array([-0.1, 0.3]))):
+        plain, out = world.step(plain, action, jr.key(i))
+        now, paid = taxed.step(now, action, jr.key(i))
+        change = reference(plain[0])[0] + action - last
+        np.testing.assert_allclose(out.reward - paid.reward, 0.5 * float(change @ change), rtol=1e-4)
+        np.testing.assert_array_equal(out.obs["state"], paid.obs["state"])
+        last = out.info["target"]
+    assert [find(f"trimtab/ArmTrackChange{w}-v0").own.weight for w in ("0.01", "0.1", "1")] == pytest.approx(
+        [0.01, 0.1, 1.0]
+    )
 
 
 @pytest.mark.parametrize("curve", ["lemniscate", "two_moons"])

@@ -1,8 +1,6 @@
 """Linear policies find the gains that are known to be the best ones, and lose them to a large penalty; a small penalty
 makes control smooth."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -75,11 +73,14 @@ def test_a_large_penalty_leaves_none():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_penalty_takes_the_high_frequencies_and_no_reward(tmp_path, seed):
     # The recipe's runs. A penalty that did nothing would leave the plain network's power above 10 Hz.
-    found = {}
-    for job in (replace(job, seed=seed) for job in action_jacobian.plan("smoke")):
-        assert main(job.command(tmp_path)[1:]) == 0
-        found[job.method], _ = action_jacobian.judge(api.load(folder(job, tmp_path)).agent.policy)
-    smooth, plain = found["linear, penalty"], found["plain"]
-    assert min(smooth["reward"], plain["reward"]) >= 0.99
-    assert plain[action_jacobian.POWER] >= 5.0 * smooth[action_jacobian.POWER]
-    assert plain["changes of control"] >= 1.4 * smooth["changes of control"]
+    found, wanted = {}, ("plain", "penalty", "linear, penalty")
+    for job in action_jacobian.plan("small"):
+        if (job.setting, job.seed) == ("ArmTrack", seed) and job.method in wanted:
+            assert main(job.command(tmp_path)[1:]) == 0
+            found[job.method], _ = action_jacobian.judge(api.load(folder(job, tmp_path)).agent.policy)
+    plain, penalty, linear = (found[method] for method in wanted)
+    power, changes = action_jacobian.POWER, action_jacobian.CHANGES
+    assert linear[power] <= 0.03 and linear["reward"] >= 0.993, found
+    assert plain[power] >= 0.1 and min(plain["reward"], penalty["reward"]) >= 0.99, found
+    assert plain[power] >= 5.0 * linear[power] and plain[power] >= 3.0 * penalty[power], found
+    assert plain[changes] >= 1.4 * max(linear[changes], penalty[changes]), found

@@ -117,3 +117,31 @@ class ArmTrack(AbstractEnv):
         state = (t, q, rate)
         info = {"target": target, "position": q}
         return state, Step(self._obs(state, k_obs), reward, error > 1.0, jnp.asarray(False), info)
+
+
+class ChangePenalty(AbstractEnv):
+    """Arm-track with `weight` |u_t - u_(t-1)|^2 off the reward, u the control: the usual remedy against shaking.
+
+    Before the first step the control is the reference.
+    """
+
+    world: ArmTrack
+    weight: Float[Array, ""]
+    spec: ClassVar[Spec] = ArmTrack.spec
+    max_steps: ClassVar[int] = ArmTrack.max_steps
+
+    @classmethod
+    def create(cls, weight: float) -> "ChangePenalty":
+        """Over the task as it is defined."""
+        return cls(ArmTrack.create(), jnp.float32(weight))
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Any]:
+        state, obs = self.world.reset(key)
+        return (state, reference(state[0])[0]), obs
+
+    def step(self, state: Any, action: Array, key: PRNGKeyArray) -> tuple[Any, Step]:
+        inner, last = state
+        inner, out = self.world.step(inner, action, key)
+        target = out.info["target"]
+        reward = out.reward - self.weight * jnp.square(target - last).sum()
+        return (inner, target), Step(out.obs, reward, out.terminated, out.truncated, out.info)

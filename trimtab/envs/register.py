@@ -5,7 +5,7 @@ from functools import partial
 
 from trimtab.core import AbstractEnv, UsageError
 from trimtab.envs import probes
-from trimtab.envs.arm_track import ArmTrack
+from trimtab.envs.arm_track import ArmTrack, ChangePenalty
 from trimtab.envs.bandits import CurveBandit
 from trimtab.envs.classic import CartPole, Pendulum
 from trimtab.envs.rotation import DelayedRotation, Rotation
@@ -22,6 +22,9 @@ _WORLDS: dict[str, Callable[[], AbstractEnv]] = {
     "probe/Cut": probes.Cut,
     "probe/Endless": probes.Endless,
     "trimtab/ArmTrack-v0": ArmTrack.create,
+    "trimtab/ArmTrackChange0.01-v0": partial(ChangePenalty.create, 0.01),
+    "trimtab/ArmTrackChange0.1-v0": partial(ChangePenalty.create, 0.1),
+    "trimtab/ArmTrackChange1-v0": partial(ChangePenalty.create, 1.0),
     "trimtab/CartPole-v1": CartPole,
     "trimtab/Pendulum-v1": Pendulum,
     "trimtab/Lemniscate-v0": partial(CurveBandit.create, "lemniscate"),
