@@ -394,7 +394,8 @@ def reopen(run: str | Path) -> tuple[Any, AbstractSource, Any, int]:
     import_all(record["imports"])
     if batch_class(agent_class(record["agent"])) is Rollout:
         raise UsageError(
-            f"{path}: {record['agent']} keeps no steps that it has learnt from, so there is nothing to look at"
+            f"{path}: {record['agent']} keeps no steps that it has learnt from, so there is nothing to look at but how "
+            "it acts: `trimtab diagnose RUN --probes smoothness`"
         )
     folder, _ = checkpoint.newest(path)
     if folder is None:

@@ -10,7 +10,9 @@ import numpy as np
 import tyro
 
 from trimtab import api
+from trimtab.assemble import import_all
 from trimtab.batches import Transition
+from trimtab.cli.evaluate import env_of
 from trimtab.cli.flags import parse
 from trimtab.core import UsageError
 from trimtab.data.readers import blocks
@@ -19,10 +21,13 @@ from trimtab.diagnostics import health
 from trimtab.diagnostics.coupling import couple, coupling_verdicts
 from trimtab.diagnostics.rollout_grad import rollout_grad, rollout_verdicts
 from trimtab.diagnostics.seem import SeemMonitor, seem_verdicts, suits
+from trimtab.diagnostics.smoothness import measure_smoothness, smoothness_verdicts
+from trimtab.envs.make import find
 from trimtab.run.folder import read_control, read_rows, write_json
 from trimtab.run.results import logged_verdicts
 from trimtab.training.compile import configure
 from trimtab.training.fit import as_batch, choose_rows
+from trimtab.training.recording import record
 
 PROBES = health.PROBES | {"rollout-grad": rollout_grad, "coupling": couple}
 """Probes of the newest checkpoint by their command-line names; what an agent has nothing for measures nothing."""
@@ -33,8 +38,8 @@ NEEDS = {
 }
 """What an agent must have for these probes."""
 
-ALL = (*PROBES, "seem")
-"""And the one that also looks at the checkpoint before, and at what was logged."""
+ALL = (*PROBES, "seem", "smoothness")
+"""And the one that also looks at the checkpoint before and at what was logged, and the one that acts."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,11 @@ class Flags:
     run: tyro.conf.Positional[Path]
     """run folder; it may still be training."""
     probes: tuple[str, ...] = ()
-    """which probes; default: all."""
+    """which probes; default: all but smoothness, which acts in the environment."""
     batches: int = 20
     """batches that gradients are measured on."""
+    episodes: int = 10
+    """episodes that smoothness is measured in."""
 
 
 def run(args: list[str]) -> None:
@@ -55,13 +62,42 @@ def run(args: list[str]) -> None:
     unknown = [name for name in flags.probes if name not in ALL]
     if unknown:
         raise UsageError(f"unknown probe {unknown[0]!r}: choose from {', '.join(ALL)}")
-    if flags.batches < 1:
-        raise UsageError(f"batches must be positive, got {flags.batches}")
+    for name in ("batches", "episodes"):
+        if getattr(flags, name) < 1:
+            raise UsageError(f"{name} must be positive, got {getattr(flags, name)}")
     configure(read_control(flags.run)["device"])
+    acting = "smoothness" in flags.probes
+    values, lines, step = _acting(flags) if acting else ({}, [], 0)
+    if set(flags.probes) != {"smoothness"}:
+        learning, more, step = _learning(flags)
+        values, lines = learning | values, more + lines
+    for line in lines:
+        print(f"{line['level']:<5} {line['text']}")
+    write_json(
+        flags.run / "diagnose.json", {"step": step, "verdicts": lines, "values": values, "arrays": _arrays(values)}
+    )
+    print(f"wrote {flags.run / 'diagnose.json'} (agent after {step:,} steps)")
+
+
+Found = tuple[dict[str, float], list[dict[str, str]], int]
+"""Values, verdicts, and the step of the checkpoint."""
+
+
+def _acting(flags: Flags) -> Found:
+    """Smoothness of the newest checkpoint's deterministic policy in the environment of the run."""
+    policy = api.load(flags.run, checkpoint_name="last")
+    import_all(policy.info["imports"])
+    recordings, seconds = record(policy, find(env_of(policy, None)), flags.episodes)
+    found = measure_smoothness([(one.control, one.position) for one in recordings], seconds)
+    return found, smoothness_verdicts(found), int(policy.info["checkpoint"].removeprefix("step_"))
+
+
+def _learning(flags: Flags) -> Found:
+    """All that looks at what the newest checkpoint learns from."""
     agent, source, state, step = api.reopen(flags.run)
     gamma = agent.config.gamma
     values: dict[str, float] = {}
-    for name in [name for name in flags.probes or PROBES if name != "seem"]:
+    for name in [name for name in flags.probes or PROBES if name in PROBES]:
         found = jax.jit(PROBES[name], static_argnums=(4,))(agent, source, state, jr.key(0), flags.batches)
         values |= {key: float(value) for key, value in jax.device_get(found).items()}
     asked = [name for name in flags.probes if name in NEEDS]
@@ -73,14 +109,7 @@ def run(args: list[str]) -> None:
         looks, before = _looks(flags, agent, source, state, step)
     lines = health.verdicts(values | looks, gamma) + rollout_verdicts(values) + seem_verdicts(looks, before)
     newest = {row["name"]: float(row["value"]) for row in read_rows(flags.run / "metrics.csv")}
-    lines += coupling_verdicts(values) + logged_verdicts(newest)
-    values |= looks
-    for line in lines:
-        print(f"{line['level']:<5} {line['text']}")
-    write_json(
-        flags.run / "diagnose.json", {"step": step, "verdicts": lines, "values": values, "arrays": _arrays(values)}
-    )
-    print(f"wrote {flags.run / 'diagnose.json'} (agent after {step:,} steps)")
+    return values | looks, lines + coupling_verdicts(values) + logged_verdicts(newest), step
 
 
 def _looks(flags: Flags, agent: Any, source: Any, state: Any, step: int) -> tuple[dict[str, float], list[float]]:

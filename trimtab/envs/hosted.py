@@ -23,7 +23,8 @@ from trimtab.envs.wrappers import TimeLimit
 class Hosted(gymnasium.Env):
     """An own world behind Gymnasium's interface, with its time limit. Actions are in [-1, 1].
 
-    `info["is_success"]` says whether any step of the episode so far was a success.
+    `info["is_success"]` says whether any step of the episode so far was a success; of a world that moves joints there
+    are also `info["target"]`, what they are driven to, and `info["position"]`, where they are.
     """
 
     def __init__(self, world: AbstractEnv) -> None:
@@ -57,10 +58,11 @@ class Hosted(gymnasium.Env):
         kind = np.int32 if self.world.spec.discrete else np.float32
         self._state, out = self._step(self._state, np.asarray(action, kind), jr.key(self._key()))
         out = jax.device_get(out)
-        info = {}
+        info: dict[str, Any] = {}
         if "success" in out.info:
             self._success = self._success or bool(out.info["success"])
             info = {"is_success": self._success}
+        info |= {name: out.info[name] for name in ("target", "position") if name in out.info}
         return out.obs, float(out.reward), bool(out.terminated), bool(out.truncated), info
 
     def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> np.ndarray:

@@ -3,10 +3,10 @@
 PPO with a plain network, with the penalty, with a time-varying linear policy, and with both. Judged by twenty
 deterministic episodes of ten seconds under noise and pushes: reward, power of the control above 10 Hz, changes of the
 control, jerk of the joints; reward also after a third of the training. Smoke: plain and both, one seed. Small: all
-four, and a reward less 0.1 times the squared change of the control, two seeds; and a trotting quadruped in MuJoCo with
-the first and the last of the four, judged by twenty episodes of five seconds, and by how many of these it does not
-fall. Paper: also other weights of the penalty, ranks 2 and 4, and other weights of the change, three seeds. Every seed
-is held to the bounds: what is compared is the worst of ours with the best of the others.
+four, and the plain network where the squared change of the control is taken off the reward, by three weights, two
+seeds; and a trotting quadruped in MuJoCo with the first and the last of the four, judged by twenty episodes of five
+seconds, and by how many of these it does not fall. Paper: also other weights of the penalty and ranks 2 and 4, three
+seeds. Every seed is held to the bounds: what is compared is the worst of ours with the best of the plain network's.
 """
 
 from dataclasses import replace
@@ -109,13 +109,12 @@ def check(results: Results) -> None:
     if all(arm(method, "reward") for method in weights):  # no tuning
         for method in (OURS, *weights):
             least(f"{method}: reward, any weight", min(arm(method, "reward")), 0.985)
+        for method in (OURS, *weights[1:]):  # the decade down is too little for that
             most(f"{method} over plain, {POWER}, any weight", max(arm(method, POWER)) / plain, 0.35)
     changes = [f"change {w}" for w in CHANGE_WEIGHTS]
     if all(arm(method, "reward") for method in changes):  # its rival does need tuning
         powers = [float(np.mean(arm(method, POWER))) for method in changes]
         least(f"change: {POWER}, largest over smallest of the weights", max(powers) / max(min(powers), 1e-6), 3.0)
-        slower = float(np.mean(arm("plain", EARLY)) - np.mean(arm(changes[-1], EARLY)))
-        least(f"{changes[-1]}: {EARLY}, below plain by", slower, 0.01)
     trot = lambda method, name: results.values(TROT, method, name)
     if trot(OURS, KEPT):
         least(f"trot, {OURS}: {KEPT}", min(trot(OURS, KEPT)), 0.8)
@@ -133,8 +132,8 @@ def plan(scale: str) -> list[Job]:
         methods |= {f"{OURS} {w}": replace(linear, jacobian_weight=w) for w in WEIGHTS}
         methods |= {f"{OURS}, rank {r}": replace(linear, jacobian_weight=WEIGHT, rank=r) for r in (2, 4)}
     tried = [(method, ENV, config) for method, config in methods.items()]
-    changes = {"smoke": (), "small": ("0.1",), "paper": CHANGE_WEIGHTS}[scale]
-    tried += [(f"change {w}", f"trimtab/ArmTrackChange{w}-v0", PLAIN) for w in changes]
+    if scale != "smoke":
+        tried += [(f"change {w}", f"trimtab/ArmTrackChange{w}-v0", PLAIN) for w in CHANGE_WEIGHTS]
     options: dict[str, Any] = dict(steps=614_400, num_envs=64, eval_freq=EARLY_STEPS, checkpoint_freq=EARLY_STEPS)
     options |= dict(eval_episodes=20, log_freq=20_480)
     seeds = range({"smoke": 1, "small": 2, "paper": 3}[scale])
