@@ -285,6 +285,13 @@ def test_columns_that_arrow_takes_are_taken(tmp_path):
     assert t.read_task(tmp_path / "task.jsonl") == rows
 
 
+def test_chat_needs_a_template(place, tmp_path, capsys):
+    (tmp_path / "chat.jsonl").write_text('{"prompt": [{"role": "user", "content": "w1"}]}')
+    assert train(place, "--task", str(tmp_path / "chat.jsonl"), out=tmp_path / "runs") == 2
+    fails(capsys, 2, "chat.jsonl holds chat messages, and the tokenizer has no chat template")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_reward_that_asks_for_a_missing_column_is_refused_for_both_tasks(place, tmp_path, capsys):
     (tmp_path / "mine.py").write_text("def paid(completions, answer, weight=1.0):\n    return [1.0] * len(answer)\n")
     for name, key in (("task", "answer"), ("other", "answers")):
@@ -441,6 +448,13 @@ assert main(["language", "train", "grpo", "--model", sys.argv[1], "--task", "t",
         [sys.executable, "-c", code, str(place)], env=clean, capture_output=True, text=True, timeout=60
     )
     assert told.stdout.startswith(f"True {there}"), told
+
+
+def test_flags_know_the_trainers_there_are():
+    from trimtab.language import flags, train
+
+    assert set(train.TRAINERS) == {(name, algorithm) for name in flags.TRAINERS for algorithm in flags.TRAINERS[name]}
+    assert set(train.CONFIGS) == set(flags.TRAINERS)
 
 
 def test_groups_are_counted_over_all_processes(monkeypatch):

@@ -169,6 +169,9 @@ def build(trainer: str, flags: Flags) -> Built:
     if flags.reward_weights and len(flags.reward_weights) != paid:
         raise UsageError(f"{len(flags.reward_weights)} reward weights for {paid} paid reward functions")
     tokenizer = load_tokenizer(flags.tokenizer or flags.model)
+    for place, some in ((flags.task, rows[:1]), (flags.eval_task, eval_rows[:1])):
+        if some and not isinstance(some[0]["prompt"], str) and not tokenizer.chat_template:
+            raise UsageError(f"{place} holds chat messages, and the tokenizer has no chat template: write text prompts")
     model = load_model(flags)
     if flags.algorithm == "gcd":
         label_ids(tokenizer, flags.labels)
