@@ -499,32 +499,36 @@ def test_hacking_is_called_by_its_name():
     assert figures["hacking/gold_rise"] == pytest.approx(-0.8, abs=0.05)
 
 
+RANKS = """
+import json
+import sys
+import torch
+from trimtab.cli.main import main
+from trimtab.language import train
+def keep(self, args, state, control, model=None, **unused):
+    torch.save([p.detach() for p in model.parameters()], f"{sys.argv[1]}/rank{args.process_index}.pt")
+train.Logbook.on_train_end = keep
+sys.exit(main(json.loads(sys.argv[2])))
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_run(place, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--mixed_precision",
-        "no",
-    ]
-    words = ["-m", "trimtab.cli.main", "language", "train", "grpo", "--model", f"{place}/model", "--task"]
-    words += [
-        f"{place}/words.jsonl",
-        "--reward",
-        f"{place}/my_rewards.py",
-        *SMALL,
-        "--out",
-        str(tmp_path),
-        "--steps",
-        "2",
-    ]
-    more = ["--algorithm", "gradreg", "--gamma", "2", "--accumulation", "2", "--device", "cpu"]
+    (tmp_path / "ranks.py").write_text(RANKS)
+    # Accelerate's own launcher starts one process on a CPU, whatever it is told.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch += [str(tmp_path / "ranks.py"), str(tmp_path)]
+    words = ["language", "train", "grpo", "--model", f"{place}/model", "--task", f"{place}/words.jsonl"]
+    words += ["--reward", f"{place}/my_rewards.py", *SMALL, "--out", str(tmp_path), "--steps", "2"]
+    words += ["--algorithm", "gradreg", "--gamma", "2", "--learning-rate", "1e-3", "--device", "cpu"]
+    # Groups of 4 from 2 x 2 completions a batch: neither process has a whole one.
+    words += ["--batch-size", "2", "--accumulation", "1"]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run([*command, *words, *more], capture_output=True, text=True, env=variables, timeout=300)
+    ended = subprocess.run([*launch, json.dumps(words)], capture_output=True, text=True, env=variables, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]
     (done,) = tmp_path.glob("**/DONE")
     assert len(values(done.parent, "train/gr_g1_norm")) == 2
+    first, second = (torch.load(tmp_path / f"rank{index}.pt", weights_only=True) for index in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    start = __import__("safetensors.torch").torch.load_file(place / "model" / "model.safetensors")
+    assert not any(torch.equal(first[0], weight) for weight in start.values())
