@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -49,6 +50,25 @@ def test_the_loss_by_hand(double):
     _, metrics = agent.update(batch, jr.key(3))
     np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-5)
     assert (online.argmax(1) != target.argmax(1)).any()  # or both would be the same
+
+
+@pytest.mark.parametrize(("double", "expected"), [(True, 0.0), (False, 1.5388)])
+def test_the_best_of_ten_noises_is_not_worth_anything(double, expected):
+    # All ten arms pay nothing, and both networks are wrong by noise of their own, N(0, 1). The greatest of ten is
+    # 1.5388 in the mean, and so is DQN's target; the other network's choice is no better than chance.
+    states = 2000
+    spec = Spec(jax.ShapeDtypeStruct((states,), jnp.float32), 10, True)
+    agent = DQN.create(jr.key(0), spec, Config(hidden=(), gamma=1.0, double=double))
+    tables = [jax.tree.map(lambda p, k=k: jr.normal(jr.key(k), p.shape), agent.critic) for k in (1, 2)]
+    zero = jnp.zeros(states)
+    every = Transition(jnp.eye(states), zero.astype(jnp.int32), zero, jnp.ones(states), jnp.eye(states))
+    target = replace(agent, critic=_without_bias(tables[0]), target=_without_bias(tables[1]))._target(every)
+    assert float(target.mean()) == pytest.approx(expected, abs=5 / np.sqrt(states))
+
+
+def _without_bias(critic):
+    """Else one arm would be better than another everywhere."""
+    return eqx.tree_at(lambda q: q.mlp.layers[0].bias, critic, replace_fn=jnp.zeros_like)
 
 
 @pytest.mark.parametrize("critic", ["c51", "qr"])
