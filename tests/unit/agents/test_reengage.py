@@ -14,6 +14,7 @@ from tests.unit.agents import reference as ref
 from trimtab.agents import ddpg, reengage, reengage_sac, sac
 from trimtab.batches import Transition
 from trimtab.core import DESIRED, Spec, UsageError
+from trimtab.envs.seek import DriveSeek
 
 ALPHA = 0.7
 SHARED = dict(learning_rate=ref.RATE, gamma=ref.GAMMA, tau=ref.TAU, hidden=(8,))
@@ -236,5 +237,7 @@ def test_what_does_not_fit_is_refused(spec, goal_spec, kind):
     module = reengage if kind is reengage.ReenGAGE else reengage_sac
     with pytest.raises(UsageError, match="needs observations with the parts achieved_goal"):
         kind.create(jr.key(0), spec, module.Config())
-    with pytest.raises(UsageError, match="unknown goal_scale 'max': choose none or std"):
+    with pytest.raises(UsageError, match="unknown goal_scale 'max': choose one of none, std"):
         kind.create(jr.key(0), goal_spec, module.Config(goal_scale="max"))
+    with pytest.raises(UsageError, match="here goals are sets: choose reengage-sets"):
+        kind.create(jr.key(0), DriveSeek.create().spec, module.Config())
