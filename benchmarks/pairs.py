@@ -90,10 +90,10 @@ def row(case: str, ours: list[float], peer: list[float], peer_name: str, unit: s
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints the table."""
-    print(f"{'case':<28}{'ours':>9}{'peer':>9}  {'peer':<22}{'ratio (min-max)':<22}unit")
+    print(f"{'case':<36}{'ours':>9}{'peer':>9}  {'peer':<22}{'ratio (min-max)':<22}unit")
     for r in rows:
         ratio = f"{r['ratio']:.2f} ({r['ratio_min']:.2f}-{r['ratio_max']:.2f})"
-        print(f"{r['case']:<28}{r['ours']:>9.1f}{r['peer']:>9.1f}  {r['peer_name']:<22}{ratio:<22}{r['unit']}")
+        print(f"{r['case']:<36}{r['ours']:>9.1f}{r['peer']:>9.1f}  {r['peer_name']:<22}{ratio:<22}{r['unit']}")
 
 
 def machine() -> dict[str, Any]:

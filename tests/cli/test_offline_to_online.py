@@ -11,8 +11,9 @@ import pytest
 from tests.cli.conftest import ONLINE
 from tests.cli.test_bad_input import assert_one_line
 from trimtab.cli.flags import parse
+from trimtab.cli.main import main
 from trimtab.cli.train import flags_for
-from trimtab.papers import comparison, fino, flow_ac
+from trimtab.papers import comparison, fino, flow_ac, reengage
 from trimtab.papers.recipe import Results
 from trimtab.papers.sac_flow import data_name
 
@@ -80,6 +81,23 @@ def test_steps_of_a_comparison_are_flags(cli, tmp_path):
         job = comparison.jobs(tmp_path, comparison.budget_of("small", 400, 40), (method,))[0]
         asked = dict(pairwise(job.flags))
         assert asked["--eval-freq"] == often and asked["--eval-episodes"] == episodes
+
+
+def test_a_recipe_runs_only_the_settings_that_are_named(cli, tmp_path, monkeypatch):
+    out = f"--scale small --out {tmp_path}"
+    assert_one_line(cli(*f"reproduce seem {out} --only Seek".split()), 2, "data-to-online and reengage")
+    ended = cli(*f"reproduce reengage {out} --only ContinuousSeek10 Seek".split())
+    assert_one_line(ended, 2, "unknown setting 'Seek': choose of ContinuousSeek20, ContinuousSeek10")
+    assert not list(tmp_path.glob("runs"))
+    started = []
+    monkeypatch.setattr(reengage, "run_jobs", lambda jobs, out: started.extend(jobs))
+    monkeypatch.setattr(reengage, "curve", lambda job, out: (np.arange(4), np.full(4, float("Re" in job.method))))
+    monkeypatch.setattr(reengage, "plot_curves", lambda *args: None)
+    main(["reproduce", "reengage", *out.split(), "--only", "DriveSeekSmall", "ContinuousSeek5"])
+    assert {job.setting for job in started} == {"DriveSeekSmall", "ContinuousSeek5"} and len(started) == 30
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["command"] == "trimtab reproduce reengage --scale small --only DriveSeekSmall ContinuousSeek5"
+    assert {row["setting"] for row in found["rows"]} == {"DriveSeekSmall", "ContinuousSeek5"}
 
 
 def ran(tmp_path, method: str, rows, **config) -> Results:

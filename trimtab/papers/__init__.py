@@ -43,3 +43,6 @@ PAPERS: dict[str, tuple[str, str]] = {
 
 BUDGETED = ("data-to-online", "fino")
 """Papers whose `reproduce` also takes `offline_steps` and `online_steps`, of the runs that compare agents."""
+
+SELECTIVE = ("data-to-online", "reengage")
+"""Papers whose `reproduce` also takes `only`, names of the settings to run."""

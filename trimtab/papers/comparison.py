@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.agents import bc, cal_ql, fino, flow_ac, fql, ifql, iql, qc_fql, rebrac, rlpd, sac_flow_chunked
-from trimtab.papers.recipe import Job, Results, curve, flags, folder, make_data, plot_curves, run_jobs
+from trimtab.papers.recipe import Job, Results, curve, flags, folder, make_data, plot_curves, run_jobs, select
 from trimtab.papers.sac_flow import data_name
 from trimtab.run.results import read_run
 
@@ -59,11 +59,17 @@ LEAST = 0.2
 """Success after the data, mean over seeds, below which there is too little to lose for the switch to be a test."""
 
 
-def reproduce(scale: str, out: Path, offline_steps: int | None = None, online_steps: int | None = None) -> Results:
+def reproduce(
+    scale: str,
+    out: Path,
+    offline_steps: int | None = None,
+    online_steps: int | None = None,
+    only: tuple[str, ...] = (),
+) -> Results:
     """Trains and compares the eleven agents at one scale below `out`; a PNG of the curves is written there. The numbers
-    of steps replace those of the scale."""
+    of steps replace those of the scale; `only` names the tasks, unless it is to be both."""
     results = Results("data-to-online", scale)
-    compare(results, out, budget_of(scale, offline_steps, online_steps))
+    compare(results, out, budget_of(scale, offline_steps, online_steps), only)
     return results
 
 
@@ -122,10 +128,12 @@ def _job(env: str, method: str, seed: int, data: Path, budget: Budget) -> Job:
     return Job(env, method, seed, flags(agent, env, config, **options), "success", together)
 
 
-def compare(results: Results, out: Path, budget: Budget) -> None:
+def compare(results: Results, out: Path, budget: Budget, only: tuple[str, ...] = ()) -> None:
     """Makes the data, trains all, and adds success rates, what was lost after the switch, and its checks."""
-    plan = jobs(out / "data", budget)
-    for env, episodes in zip((CUBE, MAZE), budget.data, strict=True):
+    plan = select(jobs(out / "data", budget), only)
+    tasks = dict(zip((CUBE, MAZE), budget.data, strict=True))
+    tasks = {env: episodes for env, episodes in tasks.items() if any(job.setting == env for job in plan)}
+    for env, episodes in tasks.items():
         make_data(data_name(env), out / "data", episodes)
     run_jobs(plan, out)
     for job in sorted(plan, key=lambda job: (job.setting, job.method, job.seed)):
@@ -135,7 +143,7 @@ def compare(results: Results, out: Path, budget: Budget) -> None:
     )
     if budget == SMOKE:
         return
-    for env in (CUBE, MAZE):
+    for env in tasks:
         for method in WATCHED:
             judge(results, env, method)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.core import RunError
+from trimtab.core import RunError, UsageError
 from trimtab.run.folder import environment, replace_text, write_json
 from trimtab.run.results import read_run
 from trimtab.run.statistics import aggregate
@@ -97,9 +97,12 @@ class Results:
         wanted = dict(setting=setting, method=method, metric=metric)
         return [row["value"] for row in self.rows if all(row[key] == value for key, value in wanted.items())]
 
-    def save(self, out: Path) -> tuple[str, Path]:
-        """Writes `results.json` and `table.txt` into `out`; returns the table and the path of the JSON file."""
-        command = f"trimtab reproduce {self.paper} --scale {self.scale}"
+    def save(self, out: Path, options: str = "") -> tuple[str, Path]:
+        """Writes `results.json` and `table.txt` into `out`; returns the table and the path of the JSON file.
+
+        `options` are further flags of the command that made the results, with a space before them.
+        """
+        command = f"trimtab reproduce {self.paper} --scale {self.scale}{options}"
         record = dict(paper=self.paper, scale=self.scale, command=command, versions=environment()["versions"])
         found = dict(rows=self.rows, summary=self.summary(), anchors=self.anchors, checks=self.checks)
         found |= dict(verdicts=self.verdicts) if self.verdicts else {}
@@ -154,6 +157,15 @@ def _summary(values: Sequence[float]) -> str:
         return f"{values[0]:10.4g}"
     iqm = aggregate(np.array(values)).iqm
     return f"{iqm.value:10.4g}  [{iqm.low:.4g}, {iqm.high:.4g}]  seeds {' '.join(f'{v:.4g}' for v in values)}"
+
+
+def select(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
+    """The jobs of the settings `only`; all without it. Raises `UsageError` naming the settings if one is unknown."""
+    known = list(dict.fromkeys(job.setting for job in jobs))
+    for name in only:
+        if name not in known:
+            raise UsageError(f"unknown setting {name!r}: choose of {', '.join(known)}")
+    return [job for job in jobs if not only or job.setting in only]
 
 
 def make_data(name: str, data: Path, episodes: int | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.agents import ddpg, reengage, reengage_sac, reengage_sets, sac
-from trimtab.papers.recipe import Job, Results, curve, flags, plot_curves, run_jobs
+from trimtab.papers.recipe import Job, Results, curve, flags, plot_curves, run_jobs, select
 from trimtab.run.statistics import aggregate
 
 SHARED: dict[str, Any] = dict(gamma=0.95, learning_starts=1_000)
@@ -33,9 +33,9 @@ SETTINGS: dict[int, dict[str, tuple[int, float]]] = {
 """Batch size and step size of each method at scale paper: the best that the paper found for it."""
 
 
-def reproduce(scale: str, out: Path) -> Results:
-    """Runs the comparison at one scale below `out`; PNGs are written there."""
-    results, jobs = Results("reengage", scale), plan(scale)
+def reproduce(scale: str, out: Path, only: tuple[str, ...] = ()) -> Results:
+    """Runs the comparison at one scale below `out`, in the settings `only` if given; PNGs are written there."""
+    results, jobs = Results("reengage", scale), select(plan(scale), only)
     train(results, jobs, out)
     plot_curves(jobs, out, out / "curves.png", f"ReenGAGE, {scale} scale")
     if scale == "small":
