@@ -140,11 +140,11 @@ def test_what_users_try_first(tmp_path, case, seed):
 
 
 def test_dqn_learns_cartpole(tmp_path):
-    # What the last network is worth still varies: 311, 500 and 500 when this was written.
-    options = dict(seeds=(0, 1, 2), eval_freq=0, log_freq=12_500, log=("csv",), out=tmp_path, quiet=True)
+    # What the last network is worth varies: 500, 500, 400, 435 and 451 when this was written.
+    options = dict(seeds=(0, 1, 2, 3, 4), eval_freq=0, log_freq=12_500, log=("csv",), out=tmp_path, quiet=True)
     runs = api.train("dqn", env="trimtab/CartPole-v1", steps=50_000, **options)
     returns = sorted(trimtab.evaluate(trimtab.load(run.path), "trimtab/CartPole-v1", episodes=50)[0] for run in runs)
-    assert returns[0] >= 200.0 and returns[1] >= 475.0
+    assert returns[0] >= 350.0 and returns[3] >= 475.0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
