@@ -33,11 +33,11 @@ demo: .venv/.demo
 # time. `make test-slow`, where agents learn, and the benchmarks run what users run.
 test test-thorough: export XLA_FLAGS += --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 test: .venv/.dev
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 25
 
 # The rest of what must hold before a change lands: all agents where the default suite takes one of each kind.
 test-thorough: .venv/.dev
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m thorough
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 25 -m thorough
 
 test-slow: .venv/.dev
 	@$(BIN)/python -m pytest -q -m slow

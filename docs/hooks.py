@@ -70,15 +70,17 @@ def _default(field: Any) -> str:
 
 
 def paper(path: Path) -> str:
-    """What a recipe found: a row a setting and method with the figure of every seed, then its checks."""
+    """What a recipe found: a row a setting and method with the interquartile mean over seeds, its 95 % interval and the
+    figure of every seed; then its checks. Older results have no intervals: there it is the median."""
     try:
         record = json.loads(path.read_text())
+        inner = {(line["setting"], line["metric"], line["method"]): line for line in record.get("summary", [])}
         found: dict[tuple[str, str, str], list[float]] = {}
         for row in record["rows"]:
             found.setdefault((row["setting"], row["metric"], row["method"]), []).append(row["value"])
         body = [
-            [setting, metric, method, number(statistics.median(values)), " ".join(number(value) for value in values)]
-            for (setting, metric, method), values in found.items()
+            [*key, typical(inner.get(key), values), " ".join(number(value) for value in values)]
+            for key, values in found.items()
         ]
         checks = [
             [
@@ -89,13 +91,21 @@ def paper(path: Path) -> str:
             ]
             for check in record["checks"]
         ]
-        parts = [rows(["setting", "metric", "method", "median", "seeds, in order"], body)]
+        head = "IQM [95 %]" if inner else "median"
+        parts = [rows(["setting", "metric", "method", head, "seeds, in order"], body)]
         parts += [[""], rows(["check", "value", "threshold", ""], checks)] if checks else []
         versions = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))
         return "\n".join([line for part in parts for line in part] + ["", f"`{record['command']}`; {versions}."])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is not a recipe's result: %s: %s", path, type(error).__name__, error)
         return ""
+
+
+def typical(line: dict[str, Any] | None, values: list[float]) -> str:
+    """What the seeds come to, from the summary's line if there is one."""
+    if line is None:
+        return number(statistics.median(values))
+    return interval(line["iqm"], [line["low"], line["high"]])
 
 
 # Benchmark results
@@ -157,7 +167,7 @@ def number(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return f"{value:,.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
     if isinstance(value, list | tuple):
         return (" to " if len(value) == 2 else ", ").join(map(number, value))
     return text(value)

@@ -48,6 +48,9 @@ from trimtab.training.predict import Policy
 FORMAT = 1
 """Version of `config.json`."""
 
+STEPS = 1_000_000
+"""Environment steps of online training, unless others are asked for."""
+
 SAMPLING = ("merged", "symmetric")
 """What becomes of a data set once an agent acts: its replay buffer starts with it, or batches are half of each."""
 
@@ -71,7 +74,7 @@ def train(
     dataset: str | Path | None = None,
     dataset_fraction: float = 1.0,
     stream: str = "auto",
-    steps: int = 1_000_000,
+    steps: int | None = None,
     offline_steps: int = 0,
     online_steps: int = 0,
     sampling: str = "merged",
@@ -130,6 +133,9 @@ def train(
     positive = dict(eval_episodes=eval_episodes, num_envs=num_envs, log_freq=log_freq)
     nonnegative = dict(eval_freq=eval_freq, checkpoint_freq=checkpoint_freq, online_steps=online_steps)
     nonnegative |= dict(probe_freq=probe_freq)
+    if dataset is not None and steps is not None:
+        raise UsageError("--steps is for online training alone: with a data set give --offline-steps, --online-steps")
+    steps = STEPS if steps is None else steps
     positive |= {"updates_per_step": updates_per_step} | (
         {"offline_steps": offline_steps or online_steps} if dataset else {"steps": steps}
     )
@@ -152,6 +158,8 @@ def train(
     if not 0.0 < dataset_fraction <= 1.0:
         raise UsageError(f"dataset-fraction must be above 0 and at most 1, got {dataset_fraction}")
     check_ranges(config)
+    if getattr(config, "phase", None) != getattr(config_class(kind)(), "phase", None):
+        raise UsageError("an agent's phase follows from --offline-steps and --online-steps: leave --agent.phase out")
     check_loggers(tuple(log))
     if find_probes(probes) and not (probe_freq or eval_freq):
         raise UsageError("say when to measure the probes: leave --eval-freq above 0, or add --probe-freq N")
@@ -193,6 +201,13 @@ def train(
     return _start(record, env, [int(s) for s in seeds] or [int(seed)], bool(seeds), Path(out), name, command, quiet)
 
 
+def _say_dropped(setup: Setup) -> None:
+    """Says so if the replay buffer is smaller than the data it starts with."""
+    rows, size = setup.rows_of_data, getattr(setup.config, "buffer_size", 0)
+    if setup.record["online_steps"] and not setup.symmetric and rows > size:
+        print(f"note    --agent.buffer-size {size:,} keeps only the newest of the {rows:,} rows of the data set online")
+
+
 def _say_annealed(config: Any, steps: int, updates_per_step: float, num_envs: int) -> None:
     """Says so if the step size will be 0 before the run ends: a preset's may have been meant for a shorter one."""
     for name, planned in (("anneal_steps", steps), ("anneal_updates", steps * updates_per_step / num_envs)):
@@ -221,7 +236,10 @@ def _start(
     label = setup.world.label if setup.world else Path(record["dataset"]).stem
     # Try all shapes before anything is written: a request that does not fit must leave no folder behind.
     setup.skeleton()
+    if not quiet:
+        _say_dropped(setup)
     for phase in setup.phases():
+        setup.check_waiting(phase)
         source = setup.source(phase)
         jax.eval_shape(source.init, jr.key(0))
         check_probes(find_probes(record["probes"]), setup, source)
@@ -282,16 +300,17 @@ def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = N
     configure(record["device"])
     import_all(record["imports"])
     key = "online_steps" if record["online_steps"] else "offline_steps" if record["dataset"] else "steps"
-    if steps is not None:
-        if steps < record[key]:
-            raise UsageError(f"--steps {steps} is less than the {record[key]} of the run: give a larger number")
-        record[key] = int(steps)
     if record["env"] is None and record["env_label"] is not None and env is None:
         raise UsageError(
             f"{path} was trained on the factory {record['env_label']!r}, which has no name: "
             "use trimtab.resume(path, env=...)"
         )
     setup = Setup.create(record, env if env is not None else record["env"])
+    if steps is not None:
+        planned = setup.schedule(setup.phases()[-1]).steps
+        if steps < planned:
+            raise UsageError(f"--steps {steps} is less than the {planned} of the run: give a larger number")
+        record[key] += int(steps) - planned
     runs: list[Run] = []
     with Signals(runs) as signals:
         try:
@@ -302,7 +321,7 @@ def resume(run: str | Path, *, env: EnvLike | None = None, steps: int | None = N
             folders = _common_checkpoints([None if run.failure else run.path for run in runs], say)
             if steps is not None:
                 for member, s in zip(members, seeds, strict=True):
-                    write_json(member / "config.json", read_config(member) | {key: int(steps), "seed": s})
+                    write_json(member / "config.json", read_config(member) | {key: record[key], "seed": s})
                     (member / "DONE").unlink(missing_ok=True)
             execute(setup, runs, seeds, folders, quiet, signals)
         finally:

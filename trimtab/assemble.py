@@ -240,6 +240,11 @@ class Setup:
                 dataset = _on_disk(record, reading)
                 obs, spec = dataset.obs, dataset.spec
             else:
+                if fraction != 1.0 and (reading.chunk is not None or reading.to_go):
+                    raise UsageError(
+                        f"{record['agent']} learns from successive steps, and --dataset-fraction draws single ones: "
+                        "leave it out, or cut the data set by whole episodes"
+                    )
                 recorded, spec = read_recorded(record["dataset"], task, fraction)
                 obs, dataset = recorded.transition.obs, recorded if reading.recorded else recorded.transition
                 if reading.chunk is not None and windows.longest(np.asarray(recorded.last)) < reading.chunk:
@@ -303,6 +308,23 @@ class Setup:
         names = {"proxy": self.proxy_steps, "offline": self.record["offline_steps"]}
         return [name for name, steps in (names | {"online": self.record["online_steps"]}).items() if steps]
 
+    def check_waiting(self, phase: str) -> None:
+        """Raises `UsageError` if nothing would be learnt online after a data set."""
+        s = self.schedule(phase)
+        waits = self.dataset is not None and phase == "online" and s.learning_starts > 1
+        if waits and s.learning_starts >= s.steps - s.start:
+            raise UsageError(
+                f"learning_starts {s.learning_starts:,} leaves no update in {s.steps - s.start:,} online steps: "
+                "lower --agent.learning-starts"
+            )
+
+    @property
+    def rows_of_data(self) -> int:
+        """Rows of the data set in memory; 0 without one."""
+        if self.dataset is None or isinstance(self.dataset, stream.Stream):
+            return 0
+        return len(jax.tree.leaves(self.dataset)[0])
+
     @property
     def symmetric(self) -> bool:
         """Whether online batches come from the data set and from replay in turn; otherwise replay starts with it."""
@@ -317,7 +339,9 @@ class Setup:
         gamma, value = self.config.gamma, self.config.cut_value
         if value is None:
             value = -np.inf
-            if isinstance(self.dataset, Recorded) and gamma < 1.0:
+            if isinstance(self.dataset, Recorded):
+                if gamma >= 1.0:
+                    raise UsageError("gamma 1 bounds no value after a cut: give --agent.cut-value, or a smaller gamma")
                 value = float(np.asarray(self.dataset.transition.reward).min()) / (1.0 - gamma)
         return Returns(jnp.float32(value), gamma)
 

@@ -77,7 +77,7 @@ class Scored(eqx.Module):
     score: Float[AnyArray, " b"]
     """of these rows."""
     least: Float[AnyArray, ""]
-    """the least score of the whole data set."""
+    """the least score of the whole data set, or what the agent takes for it."""
 
 
 class Rollout(eqx.Module):

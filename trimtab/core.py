@@ -192,6 +192,10 @@ class AbstractScorer(AbstractAgent):
     def score(self, batch: Any, key: PRNGKeyArray) -> Float[Array, " b"]:
         """A number for each row of a batch of `Transition`s."""
 
+    def least(self, scores: Float[Array, " n"]) -> Float[Array, ""]:
+        """What `Scored.least` is, from the scores of a whole data set."""
+        return scores.min()
+
 
 ACTION_MASK = "action_mask"
 """The part of an observation that says which discrete actions are allowed: 1 where one is, else 0."""

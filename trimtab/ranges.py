@@ -12,9 +12,10 @@ NAMES: dict[str, str] = {
     " sequence target_every utd",
     "be positive": "actor_lr critic_lr ent_coef_lr init_ent_coef learning_rate loss_bound natural_bound",
     "be between 0 and 1": "epsilon expectile gae_lambda gamma random_actions tau",
-    "not be negative": "action_l2 anneal_steps anneal_updates block clip_range clip_range_vf cql_alpha"
-    " exploration_noise goal_match jacobian_weight learning_starts max_grad_norm memory points target_kl"
-    " target_noise target_noise_clip vf_coef",
+    "be finite": "cut_value",
+    "not be negative": "action_l2 alpha anneal_steps anneal_updates block clip_range clip_range_vf cql_alpha"
+    " eta exploration_noise goal_match jacobian_weight lam learning_starts max_grad_norm memory noise_scale points"
+    " probes target_kl target_noise target_noise_clip vf_coef xi xi_rate",
 }
 """Rule -> the names that it holds for."""
 
@@ -22,6 +23,7 @@ RULES: dict[str, Callable[[float], bool]] = {
     "be at least 1": lambda x: x >= 1,
     "be positive": lambda x: 0.0 < x < math.inf,
     "be between 0 and 1": lambda x: 0.0 <= x <= 1.0,
+    "be finite": lambda x: -math.inf < x < math.inf,
     "not be negative": lambda x: x >= 0.0,
 }
 

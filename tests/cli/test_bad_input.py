@@ -133,6 +133,18 @@ USAGE = [
     ("train iql --dataset GOOD_DATA --offline-steps 10 --online-steps 10 --env probe/Both", "probe/Both has obs 1"),
     ("train iql --dataset GOOD_DATA --offline-steps 10 --sampling symmetric", "add --dataset and --online-steps"),
     ("train sac --env probe/Both --sampling symmetric", "add --dataset and --online-steps"),
+    ("train iql --dataset GOOD_DATA --offline-steps 10 --steps 20", "--steps is for online training alone"),
+    ("train fac --dataset GOOD_DATA --offline-steps 10 --agent.phase online", "leave --agent.phase out"),
+    ("train fql --dataset GOOD_DATA --offline-steps 10 --agent.alpha -1", "alpha must not be negative, got -1"),
+    ("train fac --dataset GOOD_DATA --offline-steps 10 --agent.lam nan", "lam must not be negative, got nan"),
+    ("train cal-ql --dataset GOOD_DATA --offline-steps 10 --agent.cut-value nan", "cut_value must be finite, got nan"),
+    ("train cal-ql --dataset GOOD_DATA --offline-steps 10 --agent.gamma 1", "gamma 1 bounds no value after a cut"),
+    ("train cal-ql --dataset GOOD_DATA --offline-steps 10 --dataset-fraction 0.5", "learns from successive steps"),
+    ("train qc-fql --dataset GOOD_DATA --offline-steps 10 --dataset-fraction 0.5", "learns from successive steps"),
+    (
+        "train rlpd --dataset GOOD_DATA --env InvertedPendulum-v5 --online-steps 100 --sampling symmetric",
+        "learning_starts 5,000 leaves no update in 100 online steps: lower --agent.learning-starts",
+    ),
     ("train sac --env probe/Both --sampling half", "--sampling", "half"),
     ("train iql --dataset nowhere.npz --offline-steps 10", "no data set at"),
     # Runs that are none, and what runs cannot do.

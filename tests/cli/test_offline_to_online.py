@@ -35,6 +35,19 @@ def test_evaluated_on_both_sides_of_the_switch(cli, tmp_path, dataset, sampling)
     assert figures["tasks"][0]["switches"] == [110] and None not in figures["runs"][0]["around_switch"]
 
 
+def test_prolonged_online_to_a_total_of_all_steps(cli, tmp_path, dataset):
+    args = f"train fac --env InvertedPendulum-v5 --dataset {dataset} {ONLINE} --eval-freq 0 --log-freq 10".split()
+    args += ["--agent.proxy-steps", "10", "--offline-steps", "20", "--agent.buffer-size", "150", "--online-steps"]
+    found = cli(*args, "30", "--out", tmp_path, "--name", "x")
+    assert found.status == 0 and "note    --agent.buffer-size 150 keeps only the newest of the" in found.out
+    run = tmp_path / "InvertedPendulum-v5/fac/x"
+    assert_one_line(cli("resume", run, "--steps", "50"), 2, "--steps 50 is less than the 60 of the run")
+    assert cli("resume", run, "--steps", "70").status == 0
+    with (run / "metrics.csv").open() as file:
+        assert max(int(row["step"]) for row in csv.DictReader(file)) == 70
+    assert json.loads((run / "config.json").read_text())["online_steps"] == 40
+
+
 def jobs(recipe: str, data: Path):
     """All training runs of a recipe."""
     if recipe.startswith("data-to-online"):

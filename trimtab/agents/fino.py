@@ -7,8 +7,8 @@ among several actions by their values, the greedier the more spread out its acti
     L_Q   = E[ (Q_e(s, a) - y)^2 ]                                                                        (2)
     L_BC  = E[ mean_j (v(s, x_t + sigma(t) eps, t) - u)_j^2 ],  eps ~ N(0, I)                             (3)
     L_pi  = alpha E[ mean_j (mu(s, z) - flow(s, z))_j^2 ] - E[ mean_e Q_e(s, clip(mu(s, z), -1, 1)) ]     (4)
-    acts  : of M samples a_i of mu, one drawn by softmax_i( xi q_i / mean_i |q_i| ), q_i = agg_e Q_e(s, a_i)
-    xi   <- max(0, xi + rate (H - Hbar)),  every `entropy_every` online updates, Hbar = -(action size)    (5)
+    acts  : of M samples a_i of mu, one drawn by softmax_i( xi q_i / c ), q_i = agg_e Q_e(s, a_i)
+    xi   <- max(0, xi + rate (H - Hbar)),  online, every `entropy_every` updates, Hbar = -(action size)   (5)
 
 noise          sigma(t)                                    u
 "paper"        sqrt((eta^2 - 2 eta) t^2 + 2 eta t)         a - (1 - eta) x_0        the paper's theory
@@ -20,16 +20,19 @@ noise          sigma(t)                                    u
 With "paper", x = x_t + sigma eps is N(t a, (1 - (1 - eta) t)^2 I): the path of optimal transport with a least standard
 deviation of eta. Its target still points away from x_0, not from x, so that samples are wider than eta; "ot" points
 away from x, and samples of data N(m, s^2) have variance s^2 + eta^2. "code" changes only data narrower than about 0.1.
-H is the mean entropy of a mixture of three Gaussians fitted to `entropy_samples` actions in each state of the batch.
+c by `guide`: "row" mean_i |q_i| of the state (ours), "batch" its mean over all states of the call (the official code),
+"plain" 1 (the paper).
+H is the mean entropy of a mixture of three Gaussians fitted to `entropy_samples` actions in each state of the batch,
+up to log 3 too large (ops/mixture.py).
 Evaluated is the sample with the largest q. The target (1) takes one plain sample.
 Order in one update: the critic with the old target and the old mu; v; mu with the old v and the new critic; the target
 last, from the new critic; then xi.
 Metrics: critic_loss (2), critic_mean E[Q(s, a)]; bc_loss (3); actor_loss (4), actor_distance the first mean in (4),
 actor_q E[mean_e Q_e] of the second; xi after the update, action_entropy the last H (0 before); *_grad_norm the global
 norm of that gradient.
-Differences from the official code: values are divided by the mean of each state's own candidates, there by that of the
-whole batch; xi moves every 5,000 updates, there every 50,000, so that it moves at all in shorter runs; the mixtures are
-our own; and what the page of FQL says.
+Differences from the official code: with the default `guide` values are divided by the mean of each state's own
+candidates, there by that of the whole batch; xi moves every 5,000 updates, there every 50,000, so that it moves at all
+in shorter runs; the mixtures are our own; and what the page of FQL says.
 """
 
 from dataclasses import dataclass, replace
@@ -56,7 +59,7 @@ from trimtab.core import (
 from trimtab.nets.critic import Critic
 from trimtab.ops import AGGREGATES, aggregate, copy, descend, polyak, td_target
 from trimtab.ops.mixture import mixture_entropy
-from trimtab.policies.compose import Guided
+from trimtab.policies.compose import GUIDES, Guided
 from trimtab.policies.flow import FlowPolicy, OneStep, imitator, student_loss
 from trimtab.policies.velocity import AbstractVelocity
 
@@ -80,12 +83,15 @@ class Config:
     """size of that noise, in units of the [-1, 1] action."""
     candidates: int | None = None
     """M; None is min(10, (action size + 1) // 2)."""
+    guide: str = "row"
+    """c: "row" (ours), "batch" (official code) or "plain" (the paper); see above."""
     xi: float = 10.0
     """xi at the start of the online phase."""
     xi_rate: float = 0.1
     """rate in (5)."""
     entropy_every: int = 5_000
-    """online updates between two changes of xi (paper: 50,000 of 500,000)."""
+    """online, xi changes when the number of all updates, those on data among them, is a multiple of this (paper: 50,000
+    of 500,000 online)."""
     entropy_samples: int = 200
     """actions in each state that H is taken over."""
     target_entropy: float | None = None
@@ -133,10 +139,11 @@ class FINO(AbstractAgent):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "FINO":
-        """A fresh agent. Raises `UsageError` for discrete actions, an unknown `noise` or `q_agg`, `eta` outside of
-        [0, 1), or a count below 1."""
+        """A fresh agent. Raises `UsageError` for discrete actions, an unknown `noise`, `guide` or `q_agg`, `eta`
+        outside of [0, 1), or a count below 1."""
         require_continuous(spec, "fino")
         require_choice(config, "noise", NOISES)
+        require_choice(config, "guide", GUIDES)
         require_choice(config, "q_agg", AGGREGATES)
         if not 0.0 <= config.eta < 1.0:
             raise UsageError(f"eta must be at least 0 and less than 1, got {config.eta}")
@@ -186,6 +193,8 @@ class FINO(AbstractAgent):
             step=self.step + 1,
         )
         if self.config.phase == "online":
+            # Of all updates: a count of the online ones would have a seed axis where seeds train together, and with it
+            # the branch would be computed at every update.
             due = new.step % self.config.entropy_every == 0
             xi, entropy = jax.lax.cond(
                 due, lambda: new._steer(batch, jr.fold_in(key, 1)), lambda: (self.xi, self.entropy)
@@ -195,7 +204,7 @@ class FINO(AbstractAgent):
 
     def _guided(self, xi: Float[Array, ""] | None) -> Guided:
         assert self.config.candidates is not None  # create() filled it in
-        return Guided(self.actor, self.critic, xi, self.config.candidates, self.config.q_agg)
+        return Guided(self.actor, self.critic, xi, self.config.candidates, self.config.q_agg, self.config.guide)
 
     def _target(self, batch: Transition, key: PRNGKeyArray) -> Float[Array, " b"]:  # (1)
         q = self.target(batch.next_obs, self.actor(batch.next_obs, key))
@@ -243,7 +252,8 @@ def noise_std(noise: str, eta: float, t: Float[Array, "*b"]) -> Float[Array, "*b
 def noisy_flow_matching_loss(
     velocity: AbstractVelocity, obs: Any, action: Float[Array, "b act"], key: PRNGKeyArray, noise: str, eta: float
 ) -> Float[Array, "b act"]:
-    """(3) elementwise. With `eta` 0 it is `flow_matching_loss` for the same key, bit for bit."""
+    """(3) elementwise. With `eta` 0 it is `flow_matching_loss` for the same key, bit for bit; with "ot", whose target
+    is computed from the point, up to rounding."""
     k_start, k_time = jr.split(key)
     start = jr.normal(k_start, action.shape)
     times = jr.uniform(k_time, action.shape[:1])

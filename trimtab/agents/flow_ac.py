@@ -12,8 +12,9 @@ its density tells where the critic is to be pessimistic. Velocity v(s, x, t), x_
     L_pi = lam E[ (mu(s, z) - clip x_1(s, z))^2 ] - E[ Q ] / E|Q|,  Q = mean_e Q_e(s, clip mu(s, z))
 
 x_1 is where z flows to in `flow_steps` Euler steps, and the divisor E|Q| is held. The threshold eps is b of the row's
-own data action ("batch") or the least b over the data set ("dataset"); online, that of the batch. Where b(a_p) >= eps
-the weight is 0 and the critic is unbiased; for a table the least of L_Q is Q = y - alpha/2 w pi/b.
+own data action ("batch"), or the least b over the data set or a `quantile` of it ("dataset"; online over the batch).
+For a table the least of L_Q is Q = y - alpha/2 w pi/b: unbiased where w = 0, that is where b >= eps. With "batch" eps
+differs from row to row, and an action that is as likely as those of the data has w > 0 in about half of them.
 The log densities of the data's actions are computed once, when the proxy is done.
 
 Order in one update: the critic and the actor from the same old networks, then the target from the new critic. Online,
@@ -43,6 +44,7 @@ from trimtab.core import (
     AbstractScorer,
     Metrics,
     Spec,
+    UsageError,
     require_choice,
     require_continuous,
     require_counts,
@@ -69,6 +71,8 @@ class Config:
     """lambda, weight of the distance to the proxy's samples (paper: 3e-4 to 10)."""
     threshold: str = "batch"
     """eps: "batch" (the row's own data action) or "dataset" (the least over the data; paper: mazes)."""
+    quantile: float = 0.0
+    """with threshold "dataset", eps is this quantile of the data's log b, in [0, 1); 0 is the least (paper)."""
     weight: str = "linear"
     """form of w: "linear" (paper), "logarithmic", "convex" or "concave" (its ablation)."""
     q_agg: str = "mean"
@@ -83,6 +87,8 @@ class Config:
     """"euler" (official code), "heun" or "rk4"."""
     probes: int = 0
     """random directions for the divergence (official code: 8, for many action dimensions); 0: exact."""
+    probe_noise: str = "rademacher"
+    """what they are drawn from: "rademacher", which varies less, or "gaussian"."""
     proxy_steps: int = 50_000
     """updates of the proxy before the first one of critic and actor; offline-steps do not count them."""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
@@ -122,14 +128,17 @@ class FlowAC(AbstractScorer):
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "FlowAC":
-        """A fresh agent. Raises `UsageError` for discrete actions, an unknown choice of a field that names one, or a
-        count below 1."""
+        """A fresh agent. Raises `UsageError` for discrete actions, an unknown choice of a field that names one, a
+        `quantile` outside of [0, 1), or a count below 1."""
         require_continuous(spec, "fac")
         require_counts(config, "proxy_steps", "density_steps")
         require_choice(config, "threshold", ("batch", "dataset"))
         require_choice(config, "weight", tuple(WEIGHTS))
         require_choice(config, "q_agg", AGGREGATES)
         require_choice(config, "density_method", METHODS)
+        require_choice(config, "probe_noise", ("rademacher", "gaussian"))
+        if not 0.0 <= config.quantile < 1.0:
+            raise UsageError(f"quantile must be at least 0 and less than 1, got {config.quantile}")
         k_proxy, k_actor, k_critic = jr.split(key, 3)
         norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
         shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
@@ -158,7 +167,7 @@ class FlowAC(AbstractScorer):
             return replace(agent, step=self.step + 1), metrics | _nothing("critic", CRITIC) | _nothing("actor", ACTOR)
         if isinstance(batch, Transition):
             score = agent.score(batch, k_score)
-            batch = Scored(batch, score, score.min())
+            batch = Scored(batch, score, agent.least(score))
         agent, more = agent._improve(batch, k_improve)
         return replace(agent, step=self.step + 1), metrics | more
 
@@ -166,11 +175,15 @@ class FlowAC(AbstractScorer):
         """log b(a | s) of the data's actions."""
         return self.log_density(batch.obs, jnp.clip(batch.action, -EDGE, EDGE), key)
 
+    def least(self, scores: Float[Array, " n"]) -> Float[Array, ""]:
+        """eps of threshold "dataset": the least of the scores, or their `quantile`."""
+        return jnp.quantile(scores, self.config.quantile) if self.config.quantile else scores.min()
+
     def log_density(self, obs: Any, action: Float[Array, "b act"], key: PRNGKeyArray) -> Float[Array, " b"]:
         """log b(a | s) by the proxy's velocity, backwards from `action`; `key` serves the probes."""
         c, field = self.config, lambda x, t: self.proxy.velocity(x, t, obs)
-        probes: dict[str, Any] = dict(key=key, probes=c.probes) if c.probes else {}
-        return log_density(field, action, c.density_steps, method=c.density_method, **probes)
+        probes: dict[str, Any] = dict(key=key, probes=c.probes, gaussian=c.probe_noise == "gaussian")
+        return log_density(field, action, c.density_steps, method=c.density_method, **(probes if c.probes else {}))
 
     def _fit_proxy(self, batch: Transition, key: PRNGKeyArray) -> tuple["FlowAC", Metrics]:
         tx, action = optax.adam(self.config.learning_rate), jnp.clip(batch.action, -EDGE, EDGE)

@@ -66,7 +66,8 @@ class Config:
     buffer_size: int = 1_000_000
     """transitions kept for replay."""
     learning_starts: int = 5_000
-    """environment steps before the first online update: uniform random actions unless it has learnt offline before."""
+    """environment steps before the first online update, of uniform random actions, where nothing was learnt offline or
+    batches are symmetric."""
 
 
 class RLPD(AbstractAgent):

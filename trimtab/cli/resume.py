@@ -19,7 +19,7 @@ class Flags:
     run: tyro.conf.Positional[Path]
     """run folder."""
     steps: int | None = None
-    """a new, larger total of steps: prolongs the run."""
+    """a new, larger total of steps, those on data included: prolongs the last phase of the run."""
 
 
 def run(args: list[str]) -> None:

@@ -29,8 +29,8 @@ class Flags:
     """share of its rows to learn from, drawn uniformly; the same rows for every seed."""
     stream: Literal["auto", "always", "never"] = "auto"
     """whether a data set of .npy files stays on disk; auto: above a quarter of the machine's memory."""
-    steps: int = 1_000_000
-    """environment steps of online training."""
+    steps: int | None = None
+    """environment steps of online training without a data set; None: 1,000,000."""
     offline_steps: int = 0
     """updates on the data set."""
     online_steps: int = 0

@@ -217,11 +217,7 @@ class Scores(eqx.Module):
 
     each: Float[Array, " n"]
     least: Float[Array, ""]
-
-    @classmethod
-    def create(cls, each: Float[Array, " n"]) -> "Scores":
-        """The scores of all rows, in their order."""
-        return cls(each, each.min())
+    """the least of them, or what the agent takes for it."""
 
 
 class ScoredSource(AbstractSource):
@@ -232,7 +228,7 @@ class ScoredSource(AbstractSource):
 
     def init(self, key: PRNGKeyArray) -> Scores:
         """No scores yet: NaN."""
-        return Scores.create(jnp.full(self.data.reward.shape, jnp.nan))
+        return Scores(*(jnp.full(shape, jnp.nan, jnp.float32) for shape in (self.data.reward.shape, ())))
 
     def receive(self, state: Scores, items: Any) -> Scores:
         """Nothing comes from a host."""

@@ -56,7 +56,7 @@ AFTER_DATA, AT_END = "success after the data", "success at the end"
 DROP, DIP = "largest drop of the return after the switch, as a share", "largest fall of the success after the switch"
 
 LEAST = 0.2
-"""Success after the data, mean over seeds, below which there is too little to lose for the switch to be a test."""
+"""Success after the data, of every seed, below which there is too little to lose for the switch to be a test."""
 
 
 def reproduce(
@@ -149,10 +149,9 @@ def compare(results: Results, out: Path, budget: Budget, only: tuple[str, ...] =
 
 
 def judge(results: Results, env: str, method: str) -> None:
-    """Holds every seed of a method to what it had before the switch, and all of them to having had something."""
+    """Holds every seed of a method to what it had before the switch, and to having had something."""
     had = results.values(env, method, AFTER_DATA)
-    mean = sum(had) / len(had)
-    results.check(f"{env}: {method}, {AFTER_DATA}, mean", mean >= LEAST, mean, LEAST)
+    results.check(f"{env}: {method}, {AFTER_DATA}, least", min(had) >= LEAST, min(had), LEAST)
     for metric in (DROP, DIP):
         worst = max(results.values(env, method, metric))
         results.check(f"{env}: {method}, {metric}", worst <= 0.2, worst, 0.2)

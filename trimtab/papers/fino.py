@@ -160,9 +160,9 @@ def bandits(results: Results, out: Path, seeds: tuple[int, ...]) -> None:
     for name in ("FINO, code's noise", "FINO, paper's noise"):
         gain = ratio(name, "FQL", LATE)
         results.check(f"bandit: reward of {name} over FQL's, least", gain >= 2.0, gain, 2.0)
-    mean = lambda name: float(np.mean(results.values(BANDIT, name, EARLY)))
-    early = mean("FINO, paper's noise") - mean("FINO, code's noise")
-    results.check("bandit: reward of 500 actions, paper's noise minus code's, mean", early >= 0.0, early, 0.0)
+    wide, narrow = (results.values(BANDIT, f"FINO, {whose}'s noise", EARLY) for whose in ("paper", "code"))
+    early = float(np.subtract(wide, narrow).min())
+    results.check("bandit: reward of 500 actions, paper's noise minus code's, least", early >= 0.0, early, 0.0)
     _plot_bandit(curves, out / "bandit.png")
 
 

@@ -132,10 +132,16 @@ class SoftmaxOfN(AbstractPolicy):
         return _take(actions, jr.categorical(k_choice, q, axis=0), obs)
 
 
+GUIDES = ("row", "batch", "plain")
+"""What `Guided` may divide values by."""
+
+
 class Guided(AbstractPolicy):
-    """Of `n` samples a_i of `inner`, one drawn with probabilities softmax_i(xi q_i / mean_i |q_i|) (FINO), or the best
-    where `xi` is None. q_i is the mean of the critic's members or the least of them, as `q_agg` says. Dividing by the
-    size of the values makes xi mean the same whatever the scale of rewards.
+    """Of `n` samples a_i of `inner`, one drawn with probabilities softmax_i(xi q_i / c) (FINO), or the best where `xi`
+    is None. q_i is the mean of the critic's members or the least of them, as `q_agg` says.
+
+    c by `guide`, one of `GUIDES`: "row" is mean_i |q_i| of each state by itself, so that xi means the same whatever the
+    scale of rewards; "batch" is that mean over all states of a call as well; "plain" is 1.
     """
 
     inner: AbstractPolicy
@@ -143,14 +149,18 @@ class Guided(AbstractPolicy):
     xi: Float[Array, ""] | None
     n: int = eqx.field(static=True)
     q_agg: str = eqx.field(static=True)
+    guide: str = eqx.field(static=True, default="row")
 
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
         k_inner, k_choice = jr.split(key)
         actions, q = _candidates(self.inner, self.critic, self.n, obs, k_inner, self.q_agg)
         if self.xi is None:
             return _take(actions, q.argmax(0), obs)
-        size = jnp.broadcast_to(jnp.abs(q).mean(0, keepdims=True) + 1e-6, q.shape)
-        return _take(actions, jr.categorical(k_choice, self.xi * q / size, axis=0), obs)
+        logits = self.xi * q
+        if self.guide != "plain":
+            size = jnp.abs(q).mean(0 if self.guide == "row" else None, keepdims=True) + 1e-6
+            logits = logits / jnp.broadcast_to(size, q.shape)
+        return _take(actions, jr.categorical(k_choice, logits, axis=0), obs)
 
 
 def _candidates(

@@ -181,7 +181,8 @@ def _scores(source: ScoredSource, agent: AbstractScorer, run_key: PRNGKeyArray) 
         rows = jnp.minimum(i * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32), n - 1)
         return agent.score(jax.tree.map(lambda x: x[rows], source.data), jr.fold_in(key, i))
 
-    return Scores.create(jax.lax.map(block, jnp.arange(blocks, dtype=jnp.int32)).reshape(-1)[:n])
+    each = jax.lax.map(block, jnp.arange(blocks, dtype=jnp.int32)).reshape(-1)[:n]
+    return Scores(each, agent.least(each))
 
 
 @partial(jax.jit, static_argnames="seeds")

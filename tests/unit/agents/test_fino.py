@@ -15,7 +15,7 @@ from trimtab.agents.fql import FQL
 from trimtab.core import AbstractPolicy, Spec, UsageError
 from trimtab.nets.critic import Critic
 from trimtab.ops.ode import integrate
-from trimtab.policies.compose import Guided, Uniform
+from trimtab.policies.compose import GUIDES, Guided, Uniform
 from trimtab.policies.flow import flow_matching_loss
 from trimtab.policies.velocity import AbstractVelocity
 
@@ -141,6 +141,77 @@ def test_a_larger_xi_takes_better_actions_and_more_candidates_help(spec):
     assert mean_value(guided(spec, 10.0, n=2), obs) < mean_value(guided(spec, 10.0, n=32), obs)
 
 
+class Loud(Critic):
+    """Values that are the third number of the observation times those of a critic which does not see it."""
+
+    def __call__(self, obs, action):
+        q = super().__call__(obs.at[:, 2].set(0.0), action)
+        return q * jnp.broadcast_to(obs[:, 2], q.shape)
+
+
+def loud(spec: Spec, guide: str) -> Guided:
+    policy = guided(spec, 3.0)
+    return replace(policy, critic=Loud(policy.critic.mlp), guide=guide)
+
+
+QUIET = jr.normal(jr.key(6), (200, 3)).at[:, 2].set(1.0)
+"""States, and the same with the values of every second a thousand times as large."""
+EVERY_SECOND_LOUD = QUIET.at[1::2, 2].set(1000.0)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_what_values_are_divided_by(guide, spec):
+    """The choice from logits that are worked out apart."""
+    policy, obs = loud(spec, guide), EVERY_SECOND_LOUD
+    k_inner, k_choice = jr.split(jr.key(8))
+    many = jnp.broadcast_to(obs[None], (8, *obs.shape))
+    actions = policy.inner(many, k_inner)
+    q = np.stack([np.asarray(policy.critic(*pair)).mean(0) for pair in zip(many, actions, strict=True)])
+    size = dict(row=np.abs(q).mean(0), batch=np.abs(q).mean(), plain=1.0)[guide]
+    which = jr.categorical(k_choice, jnp.asarray(3.0 * q / size), axis=0)
+    np.testing.assert_array_equal(policy(obs, jr.key(8)), actions[which, jnp.arange(200)])
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_agent_explores_by_its_guide(guide, spec):
+    assert agent(spec, guide=guide).explorer.guide == guide
+
+
+def test_one_states_values_do_not_touch_anothers_choice(spec):
+    """Whether they do is the difference between "row" and "batch"; whether their own do, that to "plain"."""
+    kept = {}
+    for guide in GUIDES:
+        policy = loud(spec, guide)
+        same = np.asarray(policy(QUIET, jr.key(8)) == policy(EVERY_SECOND_LOUD, jr.key(8))).all(1)
+        kept[guide] = same[::2].all(), same[1::2].all()
+    assert kept == {"row": (True, True), "batch": (False, False), "plain": (True, False)}
+
+
+@pytest.mark.parametrize("q_agg", ["mean", "min"])
+def test_evaluation_takes_the_best_and_exploration_draws(q_agg, spec):
+    """Of eight plain samples, by the mean or the least of the critics; with xi = 0 any of them is drawn."""
+    fino, obs = agent(spec, candidates=8, xi=0.0, q_agg=q_agg), jr.normal(jr.key(6), (200, 3))
+    k_inner, k_choice = jr.split(jr.key(8))
+    many = jnp.broadcast_to(obs[None], (8, *obs.shape))
+    actions = fino.actor(many, k_inner)
+    q = np.stack([np.asarray(fino.critic(*pair)) for pair in zip(many, actions, strict=True)])
+    values = dict(mean=q.mean(1), min=q.min(1))
+    best = {how: value.argmax(0) for how, value in values.items()}
+    assert (best["mean"] != best["min"]).any()
+    np.testing.assert_array_equal(fino.policy(obs, jr.key(8)), actions[best[q_agg], np.arange(200)])
+    drawn = jr.categorical(k_choice, jnp.zeros((8, 200)), axis=0)
+    np.testing.assert_array_equal(fino.explorer(obs, jr.key(8)), actions[drawn, np.arange(200)])
+
+
+@pytest.mark.parametrize("q_agg", ["mean", "min"])
+def test_targets_q_agg_as_asked(q_agg, spec, batch):
+    fino = agent(spec, q_agg=q_agg)
+    q = np.asarray(fino.target(batch.next_obs, fino.actor(batch.next_obs, jr.key(1))))
+    value = q.mean(0) if q_agg == "mean" else q.min(0)
+    wanted = np.asarray(batch.reward) + 0.9 * np.asarray(batch.discount) * value
+    np.testing.assert_allclose(fino._target(batch, jr.key(1)), wanted, rtol=1e-5, atol=1e-6)
+
+
 class Numbered(AbstractPolicy):
     """The i-th candidate of each state is (i, 0)."""
 
@@ -183,6 +254,9 @@ def test_xi_moves_online_when_it_is_due_and_at_no_other_time(spec, batch):
     assert m["action_entropy"] != 0.0 and float(second.xi) == pytest.approx(max(wanted, 0.0), rel=1e-5)
     offline, _ = agent(spec, entropy_every=1, phase="offline").update(batch, jr.key(1))
     assert offline.xi == fino.xi
+    # Updates on data count: after one of them the first one online is the second.
+    offline = replace(offline, config=replace(fino.config, entropy_samples=20))
+    assert offline.update(batch, jr.key(2))[0].xi != fino.xi
 
 
 def scale_last(mlp, factor: float):
@@ -199,7 +273,8 @@ def test_the_spread_is_that_of_its_own_actions(spec, batch):
     assert spread[0] - spread[1] == pytest.approx(2 * np.log(2.0), abs=0.05)
 
 
-BAD = [dict(noise="white"), dict(q_agg="max"), dict(candidates=0), dict(entropy_every=0), dict(entropy_samples=0)]
+BAD = [dict(noise="white"), dict(q_agg="max"), dict(guide="column")]
+BAD += [dict(candidates=0), dict(entropy_every=0), dict(entropy_samples=0)]
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.0])
@@ -210,7 +285,9 @@ def test_noise_out_of_range(eta, spec):
 
 @pytest.mark.parametrize("bad", BAD)
 def test_unknown_choices(bad, spec):
-    with pytest.raises(UsageError, match=r"unknown|at least 1"):
+    ((name, value),) = bad.items()
+    message = f"unknown {name} '{value}': choose one of" if isinstance(value, str) else f"{name} must be at least 1"
+    with pytest.raises(UsageError, match=message):
         agent(spec, **bad)
 
 

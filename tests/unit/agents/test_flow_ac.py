@@ -76,6 +76,11 @@ def test_densities_are_those_of_the_proxy(spec, batch):
     # The Jacobian of this flow is diagonal, so that one random direction is enough.
     probed = known(spec, density_method="rk4", density_steps=20, probes=1)
     np.testing.assert_allclose(probed.log_density(batch.obs, batch.action, jr.key(1)), exact, atol=1e-3)
+    # Not one of normal numbers, whose square is 1 only on average.
+    for probes, near in ((1, False), (2000, True)):
+        gaussian = known(spec, density_method="rk4", density_steps=20, probes=probes, probe_noise="gaussian")
+        error = np.abs(gaussian.log_density(batch.obs, batch.action, jr.key(1)) - exact).max()
+        assert (error < 0.1) == near
 
 
 def test_the_penalty_gates_by_the_rows_own_threshold_or_the_least(spec, batch):
@@ -89,6 +94,21 @@ def test_the_penalty_gates_by_the_rows_own_threshold_or_the_least(spec, batch):
     np.testing.assert_allclose(found["critic_gated"], 0.5)
     _, w, _ = replace(fac, config=replace(fac.config, threshold="dataset"))._penalty(batch, rows, jr.key(3))
     np.testing.assert_allclose(w, 1 - np.exp(np.minimum(density - own.min(), 0.0)), atol=1e-4)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.3])
+def test_online_the_threshold_is_the_batchs(quantile, spec, batch):
+    """By the proxy after its update: the least log density of the batch's own actions, or that quantile of them."""
+    batch = replace(batch, action=0.3 * batch.action)  # near the middle, so that some of the actor's are less likely
+    fac = agent(spec, phase="online", threshold="dataset", quantile=quantile)
+    new, metrics = fac.update(batch, jr.key(7))
+    _, k_improve, _ = jr.split(jr.key(7), 3)
+    a_p = fac.actor(batch.obs, jr.split(jr.split(k_improve, 3)[1])[0])
+    density = lambda action: np.asarray(new.log_density(batch.obs, action, jr.key(0)))
+    eps = np.quantile(density(batch.action), quantile)
+    w = 1.0 - np.exp(np.minimum(density(a_p) - eps, 0.0))
+    assert (w > 0.0).any() and (w == 0.0).any()
+    np.testing.assert_allclose(metrics["critic_weight"], w.mean(), rtol=1e-3)
 
 
 @pytest.mark.thorough
@@ -112,22 +132,30 @@ def test_a_tables_optimum_is_the_operators():
     np.testing.assert_allclose(found, 2.0 - 0.35 * np.asarray(weight) * policy / counts, rtol=1e-5)
 
 
-def test_one_update_step_by_step(spec, batch):
+OTHERS = dict(alpha=0.7, lam=0.3, weight="convex", normalize_q=False)
+
+
+@pytest.mark.parametrize("changes", [{}, OTHERS], ids=["defaults", "others"])
+def test_one_update_step_by_step(changes, spec, batch):
     """Critic and actor move from the same old networks, the target follows the new critic, the proxy stays."""
-    fac, key = agent(spec), jr.key(7)
+    fac, key = agent(spec, **changes), jr.key(7)
     new, metrics = fac.update(scored(batch), key)
     _, k_improve, _ = jr.split(key, 3)
     k_next, k_penalty, k_actor = jr.split(k_improve, 3)
     after = np.asarray(fac.target(batch.next_obs, fac.actor(batch.next_obs, k_next)), np.float64).mean(0)
     y = jnp.asarray(np.asarray(batch.reward) + 0.9 * np.asarray(batch.discount) * after, jnp.float32)
-    a_p, w, _ = fac._penalty(batch, scored(batch), k_penalty)
+    a_p = fac.actor(batch.obs, jr.split(k_penalty)[0])
+    ratio = np.exp(np.minimum(fac.log_density(batch.obs, a_p, jr.key(0)), 0.0))  # the scores are 0
+    w = 1.0 - np.log1p(np.sqrt(ratio)) / np.log(2.0) if changes else 1.0 - ratio
+    assert ((w > 0.01) & (w < 0.99)).all()
     q, q_p = fac.critic(batch.obs, batch.action), fac.critic(batch.obs, a_p)
-    wanted = np.square(q - y[None]).mean() + (np.asarray(w)[None] * np.asarray(q_p)).mean()
+    alpha, lam = (0.7, 0.3) if changes else (1.0, 1.0)
+    wanted = np.square(q - y[None]).mean() + alpha * (w[None] * np.asarray(q_p)).mean()
     np.testing.assert_allclose(metrics["critic_loss"], wanted, rtol=1e-4)
     z = jr.normal(k_actor, batch.action.shape)
     mu, flow = fac.actor.mu(batch.obs, z), fac.proxy.rollout(batch.obs, z, None)[0].action
     value = fac.critic(batch.obs, jnp.clip(mu, -1.0, 1.0)).mean(0)
-    wanted = np.square(mu - flow).mean() - value.mean() / np.abs(value).mean()
+    wanted = lam * np.square(mu - flow).mean() - value.mean() / (1.0 if changes else np.abs(value).mean())
     np.testing.assert_allclose(metrics["actor_loss"], wanted, rtol=1e-4)
     followed = polyak(new.critic, fac.target, fac.config.tau)
     for a, b in zip(jax.tree.leaves(new.target), jax.tree.leaves(followed), strict=True):
@@ -179,9 +207,18 @@ def test_every_row_is_scored_once_in_its_place(spec, make_batch):
     np.testing.assert_array_equal(restored.each, found.each)
 
 
-def test_seeds_are_scored_as_each_would_be_alone(spec, make_batch):
+def test_the_threshold_may_be_a_quantile_of_the_data(spec, make_batch):
+    rows = make_batch(spec, jr.key(2), 1500)
+    found = scores(ScoredSource(rows, 16), known(spec, threshold="dataset", quantile=0.1), jr.key(5), None)
+    np.testing.assert_allclose(found.least, np.quantile(found.each, 0.1), rtol=1e-5)
+    assert np.mean(found.each < found.least) == 0.1
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.2])
+def test_seeds_are_scored_as_each_would_be_alone(quantile, spec, make_batch):
     source = ScoredSource(make_batch(spec, jr.key(2), 40), 16)
-    each = [FlowAC.create(jr.key(i), spec, Config(hidden=(8, 8), probes=2)) for i in range(2)]
+    config = Config(hidden=(8, 8), probes=2, quantile=quantile)
+    each = [FlowAC.create(jr.key(i), spec, config) for i in range(2)]
     stacked = replace(jax.tree.map(lambda *x: jnp.stack(x), *each), step=each[0].step)
     keys = jnp.stack([jr.key(10), jr.key(11)])
     found = scores(source, stacked, keys, 2)
@@ -192,11 +229,24 @@ def test_seeds_are_scored_as_each_would_be_alone(spec, make_batch):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(threshold="row"), dict(weight="cubic"), dict(q_agg="max"), dict(density_method="midpoint")]
+    ("name", "bad"),
+    [
+        ("threshold", "row"),
+        ("weight", "cubic"),
+        ("q_agg", "max"),
+        ("density_method", "midpoint"),
+        ("probe_noise", "normal"),
+    ],
 )
-def test_unknown_choices(bad, spec):
-    with pytest.raises(UsageError, match=r"unknown (threshold|weight|q_agg|density_method) '\w+': choose one of"):
-        agent(spec, **bad)
+def test_unknown_choices(name, bad, spec):
+    with pytest.raises(UsageError, match=f"unknown {name} '{bad}': choose one of"):
+        agent(spec, **{name: bad})
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.0, float("nan")])
+def test_quantiles_out_of_range(bad, spec):
+    with pytest.raises(UsageError, match=f"quantile must be at least 0 and less than 1, got {bad}"):
+        agent(spec, quantile=bad)
 
 
 @pytest.mark.parametrize("name", ["proxy_steps", "density_steps"])
