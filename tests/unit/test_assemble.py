@@ -116,7 +116,9 @@ def test_returns_after_a_cut_are_the_least_reward_for_ever_or_what_is_said(datas
     found = asked(gamma=0.9)
     assert found is not None and found.gamma == 0.9 and float(found.after_cut) == pytest.approx(10.0 * least)
     assert float(asked(gamma=0.9, cut_value=-3.0).after_cut) == -3.0
-    assert float(asked(gamma=1.0).after_cut) == -np.inf
+    with pytest.raises(UsageError, match="gamma 1 bounds no value"):
+        asked(gamma=1.0)
+    assert float(asked(gamma=1.0, cut_value=-3.0).after_cut) == -3.0
     online = assemble.Setup.create(record("cal-ql", path) | {"dataset": None}, "probe/Both").returns
     assert online is not None and float(online.after_cut) == -np.inf
     assert assemble.Setup.create(record("cql", path), None).returns is None
