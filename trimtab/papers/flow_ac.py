@@ -121,7 +121,7 @@ def density(results: Results, seeds: tuple[int, ...], updates: int) -> None:
                     results.add(name, method, seed, metric, found)
         flow, gaussian = (results.values(name, method, AUROC) for method in ("flow", "Gaussian"))
         results.check(f"{name}: flow, least {AUROC}", min(flow) >= LEAST, min(flow), LEAST)
-        gain = min(np.subtract(flow, gaussian))
+        gain = float(np.subtract(flow, gaussian).min())
         results.check(f"{name}: flow minus Gaussian, least", gain >= 0.05, gain, 0.05)
 
 
