@@ -143,8 +143,8 @@ def test_dqn_learns_cartpole(tmp_path):
     # What the last network is worth varies: 500, 500, 400, 435 and 451 when this was written.
     options = dict(seeds=(0, 1, 2, 3, 4), eval_freq=0, log_freq=12_500, log=("csv",), out=tmp_path, quiet=True)
     runs = api.train("dqn", env="trimtab/CartPole-v1", steps=50_000, **options)
-    returns = sorted(trimtab.evaluate(trimtab.load(run.path), "trimtab/CartPole-v1", episodes=50)[0] for run in runs)
-    assert returns[0] >= 350.0 and returns[3] >= 475.0
+    returns = [trimtab.evaluate(trimtab.load(run.path), "trimtab/CartPole-v1", episodes=50)[0] for run in runs]
+    assert sorted(returns[:3])[1] >= 475.0 and min(returns) >= 350.0
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -104,9 +104,9 @@ def from_ring(obs: Float[Array, "n 1"], action: Float[Array, "n 2"]) -> Float[Ar
     return jnp.abs(jnp.linalg.norm(action, axis=-1) - (0.6 + 0.2 * obs[:, 0]))
 
 
-WIDTH, NEAR, EDGE = 0.06, 4.0, 3.0
-"""Standard deviation of the data around their middles; how many of them away an action is surely none of the data; and
-where their edge is, so near that a flow's tails reach it."""
+WIDTH, NEAR, FAR = 0.06, 3.0, 4.0
+"""Standard deviation of the data around their middles; how many of them away an action still counts as data; and where
+a flow's tails end, too, which is shown beside and not judged."""
 
 SHAPES = {"eight Gaussians": (gaussians, from_gaussians), "ring": (ring, from_ring)}
 """Name -> how actions are drawn, and their distance from where the data are."""
@@ -125,7 +125,7 @@ def density(results: Results, seeds: tuple[int, ...], updates: int) -> None:
         results.check(f"{name}: flow minus Gaussian, least", gain >= 0.05, gain, 0.05)
 
 
-AUROC, NARROW = "AUROC of data against actions far from them", "AUROC against actions from the edge on"
+AUROC, FARTHER = "AUROC of data against actions far from them", "AUROC against actions four deviations away"
 
 LEAST = 0.98
 """What a flow must reach."""
@@ -133,7 +133,7 @@ LEAST = 0.98
 
 def separation(name: str, method: str, seed: int, updates: int) -> dict[str, float]:
     """The share of pairs of a data action and a uniform one far from the data in which the first is the likelier; far
-    by `NEAR`, which is judged, and by `EDGE`."""
+    by `NEAR`, which is judged, and by `FAR`."""
     key = jr.key(seed)
     agent: Any
     if method == "flow":
@@ -142,7 +142,7 @@ def separation(name: str, method: str, seed: int, updates: int) -> dict[str, flo
     else:
         agent = BC.create(key, PLANE, bc.Config(hidden=(128, 128), learning_rate=1e-3))
     inside, outside, away = (np.asarray(x) for x in _log_densities(name, agent, key, updates))
-    return {metric: auroc(inside, outside[away > near * WIDTH]) for metric, near in ((AUROC, NEAR), (NARROW, EDGE))}
+    return {metric: auroc(inside, outside[away > near * WIDTH]) for metric, near in ((AUROC, NEAR), (FARTHER, FAR))}
 
 
 @partial(jax.jit, static_argnames=("name", "updates"))
