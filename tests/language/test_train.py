@@ -58,6 +58,24 @@ def values(run, name):
     return [float(row["value"]) for row in read_rows(run / "metrics.csv") if row["name"] == name]
 
 
+def interrupted(place, tmp_path, monkeypatch, *flags):
+    """A run that a signal ended after two steps of four."""
+    from trimtab.language import train as module
+
+    note = module.Logbook.on_step_end
+
+    def interrupt(self, args, state, control, **unused):
+        if state.global_step == 2 and not self.stopped:
+            self.stopped = 2
+        note(self, args, state, control)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Logbook, "on_step_end", interrupt)
+        assert train(place, *flags, "--name", "half", out=tmp_path) == 130
+    (half,) = tmp_path.glob("words/*/half")
+    return half
+
+
 @pytest.fixture(scope="module")
 def whole(place):
     """A run of four steps with gradient regularisation, uninterrupted."""
@@ -95,20 +113,8 @@ def test_the_report_shows_it(whole, tmp_path, capsys):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(place, whole, tmp_path, capsys, monkeypatch):
-    from trimtab.language import train as module
-
-    note = module.Logbook.on_step_end
-
-    def interrupt(self, args, state, control, **unused):
-        if state.global_step == 2 and not self.stopped:
-            self.stopped = 2
-        note(self, args, state, control)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.Logbook, "on_step_end", interrupt)
-        flags = ["--algorithm", "gradreg", "--gamma", "2", "--learning-rate", "1e-3", "--steps", "4", "--name", "half"]
-        assert train(place, *flags, out=tmp_path) == 130
-    half = tmp_path / "words" / "grpo-gradreg" / "half"
+    flags = ["--algorithm", "gradreg", "--gamma", "2", "--learning-rate", "1e-3", "--steps", "4"]
+    half = interrupted(place, tmp_path, monkeypatch, *flags)
     assert "go on with `trimtab resume" in capsys.readouterr().err
     assert not (half / "DONE").exists()
     assert main(["resume", str(half)]) == 0
@@ -119,6 +125,23 @@ def test_a_resumed_run_is_the_uninterrupted_one(place, whole, tmp_path, capsys, 
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert main(["resume", str(half)]) == 0
     assert "is finished: nothing to resume" in capsys.readouterr().out
+
+
+def test_a_resumed_run_has_the_pairs_of_the_batches_before(place, tmp_path, capsys, monkeypatch):
+    flags = ["--algorithm", "gcd", "--labels", "w10", "w11", "--template", "{state} w9 {action}", "--steps", "4"]
+    flags += ["--learning-rate", "1e-3"]
+    assert train(place, *flags, out=tmp_path) == 0
+    run, half = folder_of(capsys), interrupted(place, tmp_path, monkeypatch, *flags)
+    assert main(["resume", str(half)]) == 0
+    # Without them, the third batch has fewer pairs than the second.
+    for name in ("train/gcd_good", "train/gcd_bad", "train/gcd_loss", "train/loss"):
+        assert values(half, name) == values(run, name), name
+    pairs = [good + bad for good, bad in zip(*(values(run, f"train/gcd_{n}") for n in ("good", "bad")), strict=True)]
+    assert pairs[2] > pairs[1] > pairs[0]
+    (half / "DONE").unlink()
+    (half / "checkpoints" / "checkpoint-4" / "gcd_pairs_0.json").unlink()  # killed before it: the one before is taken
+    assert main(["resume", str(half)]) == 0
+    assert values(half, "train/gcd_loss") == values(run, "train/gcd_loss")
 
 
 def test_a_reset_makes_the_policy_its_own_reference_and_a_resumed_run_has_it(place, tmp_path, capsys):

@@ -26,10 +26,12 @@ softmax of (2) runs over the two label tokens alone (`full_vocab` for all).
 
 import abc
 import inspect
+import json
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trimtab.errors import UsageError
 from trimtab.language.objectives import IGNORED, balanced_weights, gcd_accuracy, gcd_loss, last_token
+from trimtab.run.folder import write_json
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,16 @@ class Replay:
                 newest.setdefault((pair.state, pair.action), pair)
         return list(newest.values())
 
+    def write(self, place: Path) -> None:
+        """As JSON, whole or not at all."""
+        write_json(place, {"batches": [[asdict(pair) for pair in batch] for batch in self._batches]})
+
+    def read(self, place: Path) -> None:
+        """What `write` wrote, in place of what is here."""
+        self._batches.clear()
+        for batch in json.loads(place.read_text())["batches"]:
+            self.add([Pair(**pair | {"prompt": tuple(pair["prompt"])}) for pair in batch])
+
 
 def balanced(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
     """At most `most` pairs, drawn so that the rarer class is kept whole as far as half of them."""
@@ -220,6 +233,14 @@ class GCDMixin:
     gcd: GCD | None = None
     _gcd_replay: Replay | None = None
 
+    @property
+    def gcd_replay(self) -> Replay:
+        """The pairs of the last batches of this process."""
+        assert self.gcd is not None
+        if self._gcd_replay is None:
+            self._gcd_replay = Replay(self.gcd.replay)
+        return self._gcd_replay
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         trainer: Any = self
         wanted = self.gcd is not None and self.gcd.coef > 0.0
@@ -228,10 +249,8 @@ class GCDMixin:
         out = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         if self.gcd is None or not wanted or not trainer.model.training:
             return out
-        if self._gcd_replay is None:
-            self._gcd_replay = Replay(self.gcd.replay)
-        self._gcd_replay.add(build_pairs(self._steps(inputs, out), self.gcd.labeler))
-        pairs = balanced(self._gcd_replay.pairs(), self.gcd.max_pairs, trainer._step)
+        self.gcd_replay.add(build_pairs(self._steps(inputs, out), self.gcd.labeler))
+        pairs = balanced(self.gcd_replay.pairs(), self.gcd.max_pairs, trainer.state.global_step)
         for name in ("good", "bad"):
             count = sum(pair.good == (name == "good") for pair in pairs)
             trainer._metrics["train"][f"gcd/{name}"].append(float(count))

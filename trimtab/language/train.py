@@ -125,6 +125,7 @@ def resume(path: Path) -> Path:
 def newest(folder: Path, flags: Flags) -> Path | None:
     """The newest checkpoint that is whole. A kill can leave one without what is written last."""
     last = ["trainer_state.json", *([REFERENCE] if flags.reset_reference else [])]
+    last += [pairs_name(0)] if flags.algorithm == "gcd" else []
     whole = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in last)]
     return max(whole, key=_step, default=None)
 
@@ -364,6 +365,12 @@ def _run(run: Run | None, folder: Path, name: str, flags: Flags, built: Built, c
             if checkpoint is not None:
                 reference.load_state_dict(torch.load(checkpoint / REFERENCE, weights_only=True))
             trainer.add_callback(ReferenceKeeper(reference))
+        if isinstance(trainer, GCDGRPOTrainer):
+            # Each process has its own; with more processes than before, the others begin with none.
+            pairs = None if checkpoint is None else checkpoint / pairs_name(trainer.accelerator.process_index)
+            if pairs is not None and pairs.exists():
+                trainer.gcd_replay.read(pairs)
+            trainer.add_callback(PairsKeeper(trainer))
         with logbook.watch():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if logbook.stopped:
@@ -512,6 +519,24 @@ class ReferenceKeeper(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             torch.save(self._reference.state_dict(), folder / f".{REFERENCE}")
             (folder / f".{REFERENCE}").replace(folder / REFERENCE)
+
+
+def pairs_name(process: int) -> str:
+    """The file of a checkpoint that holds a process's pairs of the last batches."""
+    return f"gcd_pairs_{process}.json"
+
+
+class PairsKeeper(TrainerCallback):
+    """Writes the pairs that gcd keeps of the last batches into each checkpoint."""
+
+    def __init__(self, trainer: GCDGRPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """Every process its own; the first makes the folder, and may come after the others."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._trainer.gcd_replay.write(folder / pairs_name(self._trainer.accelerator.process_index))
 
 
 class _Signals:

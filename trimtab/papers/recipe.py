@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ import numpy as np
 from trimtab.core import RunError, UsageError
 from trimtab.run.folder import environment, replace_text, write_json
 from trimtab.run.results import read_run
-from trimtab.run.statistics import aggregate
+from trimtab.run.statistics import Estimate, curve_band
 
 COLOURS = (
     "#0072b2",
@@ -113,24 +114,29 @@ class Results:
 
     def summary(self) -> list[dict[str, Any]]:
         """IQM over seeds and the ends of its 95 % interval, of everything measured with more than one seed."""
-        keys = dict.fromkeys((row["setting"], row["method"], row["metric"]) for row in self.rows)
-        found = {key: self.values(*key) for key in keys}
-        lines = []
-        for (setting, method, metric), values in found.items():
-            if len(values) > 1:
-                iqm, name = aggregate(np.array(values)).iqm, dict(setting=setting, method=method, metric=metric)
-                lines.append(name | dict(seeds=len(values), iqm=iqm.value, low=iqm.low, high=iqm.high))
+        found, lines = self._groups(), []
+        for (setting, method, metric), iqm in _intervals(found).items():
+            name, seeds = dict(setting=setting, method=method, metric=metric), len(found[setting, method, metric])
+            lines.append(name | dict(seeds=seeds, iqm=iqm.value, low=iqm.low, high=iqm.high))
         return lines
+
+    def _groups(self) -> dict[tuple[str, str, str], list[float]]:
+        """(Setting, method, metric) -> the numbers of all seeds."""
+        found: dict[tuple[str, str, str], list[float]] = {}
+        for row in self.rows:
+            found.setdefault((row["setting"], row["method"], row["metric"]), []).append(row["value"])
+        return found
 
     def table(self) -> str:
         """IQM over seeds of each metric with its 95 % interval, the paper's figures below it; verdicts, checks."""
         lines = []
-        keys = dict.fromkeys((row["setting"], row["metric"]) for row in self.rows)
-        for setting, metric in keys:
+        groups = self._groups()
+        intervals = _intervals(groups)
+        for setting, metric in dict.fromkeys((setting, metric) for setting, _, metric in groups):
             lines.append(f"{setting}: {metric}")
-            methods = dict.fromkeys(r["method"] for r in self.rows if (r["setting"], r["metric"]) == (setting, metric))
-            for method in methods:
-                lines.append(f"  {method:<28}{_summary(self.values(setting, method, metric))}")
+            for key, values in groups.items():
+                if (key[0], key[2]) == (setting, metric):
+                    lines.append(f"  {key[1]:<28}{_summary(values, intervals.get(key))}")
             for anchor in self.anchors:
                 if (anchor["setting"], anchor["metric"]) == (setting, metric):
                     lines.append(f"  {anchor['method']:<28}{anchor['value']}  ({anchor['source']})")
@@ -152,10 +158,21 @@ class Results:
         return [check["name"] for check in self.checks if not check["passed"]]
 
 
-def _summary(values: Sequence[float]) -> str:
-    if len(values) == 1:
+def _intervals(groups: Mapping[tuple[str, str, str], Sequence[float]]) -> dict[tuple[str, str, str], Estimate]:
+    """IQM and the ends of its 95 % interval, of every group of more than one number; groups of a size are drawn from
+    at once. NaN of a group that holds one."""
+    found = {key: Estimate(np.nan, np.nan, np.nan) for key, values in groups.items() if len(values) > 1}
+    for size in {len(groups[key]) for key in found}:
+        keys = [key for key in found if len(groups[key]) == size and np.isfinite(groups[key]).all()]
+        if keys:
+            band = curve_band(np.array([groups[key] for key in keys]).T)
+            found |= {key: Estimate(*map(float, row)) for key, row in zip(keys, np.stack(band, 1), strict=True)}
+    return found
+
+
+def _summary(values: Sequence[float], iqm: Estimate | None) -> str:
+    if iqm is None:
         return f"{values[0]:10.4g}"
-    iqm = aggregate(np.array(values)).iqm
     return f"{iqm.value:10.4g}  [{iqm.low:.4g}, {iqm.high:.4g}]  seeds {' '.join(f'{v:.4g}' for v in values)}"
 
 
@@ -266,6 +283,7 @@ def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE"):
         os.environ.setdefault(name, "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own, of what they will rename
 
 
 def _find(job: Job, out: Path) -> Path | None:
