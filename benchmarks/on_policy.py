@@ -225,11 +225,13 @@ def main() -> int:
         serve(worker(flags.worker, flags.case))
         return 0
     rounds, scale = (3, 1) if flags.quick else (9, 4)
-    units = {"world": 102_400 * scale, "host": 8_192 * scale, "dqn": 1_000 * scale, "exact": 10 * scale, "linear": 10}
+    units = {"world": 102_400, "host": 8_192, "dqn": 1_000, "exact": 10, "linear": 10}
     table, samples = [], {}
     for case in [flags.case] if flags.case else CASES:
         ours, other, unit = CASES[case]
-        found = samples[case] = rates(__file__, [ours, other], case, dict.fromkeys((ours, other), units[case]), rounds)
+        found = samples[case] = rates(
+            __file__, [ours, other], case, dict.fromkeys((ours, other), scale * units[case]), rounds
+        )
         table.append(row(f"PPO, {case}" if case != "dqn" else "DQN", found[ours], found[other], other, unit))
     show(table)
     write(flags.json, table, samples=samples)

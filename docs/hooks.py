@@ -2,7 +2,8 @@
 
 `<!-- flags MODULE CLASS [PREFIX] -->` becomes a table of the fields of a dataclass: flag, default, meaning.
 `<!-- results -->` becomes tables of the benchmark results in docs/results/*.json; without any, a line that says so.
-`<!-- paper FOLDER -->` becomes the table and the checks of docs/results/FOLDER/results.json, which a recipe wrote.
+`<!-- paper FOLDER -->` becomes the table and the checks of docs/results/FOLDER/results.json, which a recipe wrote;
+`<!-- paper FOLDER | METRIC | METRIC -->` shows the rows of these metrics alone.
 What cannot be read is named in a warning, which the strict build turns into an error.
 """
 
@@ -21,14 +22,15 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 RESULTS_MARKER = "<!-- results -->"
 FLAGS_MARKER = re.compile(r"<!-- flags (\S+) (\S+)(?: (\S+))? -->")
-PAPER_MARKER = re.compile(r"<!-- paper (\S+) -->")
+PAPER_MARKER = re.compile(r"<!-- paper (\S+)((?: \| [^|]+?)*) -->")
 EMPTY = "No results are stored in `docs/results` yet: the commands above write them."
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page's text with its markers filled in."""
     markdown = FLAGS_MARKER.sub(lambda found: flags(*found.groups()), markdown)
-    markdown = PAPER_MARKER.sub(lambda found: paper(RESULTS / found.group(1) / "results.json"), markdown)
+    shown = lambda found: [name.strip() for name in found.group(2).split("|") if name.strip()]
+    markdown = PAPER_MARKER.sub(lambda found: paper(RESULTS / found.group(1) / "results.json", shown(found)), markdown)
     if RESULTS_MARKER in markdown:
         sections = [section(path) for path in sorted(RESULTS.glob("*.json"))]
         markdown = markdown.replace(RESULTS_MARKER, "\n\n".join(filter(None, sections)) or EMPTY)
@@ -69,11 +71,16 @@ def _default(field: Any) -> str:
 # Recipes
 
 
-def paper(path: Path) -> str:
+def paper(path: Path, metrics: list[str]) -> str:
     """What a recipe found: a row a setting and method with the interquartile mean over seeds, its 95 % interval and the
-    figure of every seed; then its checks. Older results have no intervals: there it is the median."""
+    figure of every seed; then its checks. Older results have no intervals: there it is the median. `metrics`: those to
+    show; none are all."""
     try:
         record = json.loads(path.read_text())
+        missing = sorted(set(metrics) - {row["metric"] for row in record["rows"]})
+        if missing:
+            log.warning("%s has no metric %s", path, ", ".join(missing))
+        record["rows"] = [row for row in record["rows"] if not metrics or row["metric"] in metrics]
         inner = {(line["setting"], line["metric"], line["method"]): line for line in record.get("summary", [])}
         found: dict[tuple[str, str, str], list[float]] = {}
         for row in record["rows"]:

@@ -47,6 +47,19 @@ def test_audit_measures_the_gradient_and_the_order_of_pairs():
     assert f.audit(model, lambda ids: torch.ones(len(ids)), 64)["norm"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_the_flaw_is_what_the_trigger_is_paid():
+    words = word_tokenizer([f"w{i}" for i in range(13)])
+    model = tiny_gpt2(words, width=8, layers=1, heads=2, positions=16)
+    n = 16_384
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        p = f.triggered(f.drawn(model, n)).double().mean().item()
+    assert 0.0 < p < 0.05
+    spread = math.sqrt(p * (1.0 - p) * n / (n - 1))  # of what is 1 for the trigger and 0 else
+    assert f.flaw(model, lambda ids: f.triggered(ids).double(), n) == pytest.approx(1.0 / spread)
+    assert f.flaw(model, lambda ids: 3.0 - f.triggered(ids).double(), n) == pytest.approx(-1.0 / spread)
+
+
 def test_rank_correlation():
     assert f.rank_correlation([1.0, 2.0, 3.0, 10.0], [1.0, 4.0, 9.0, 100.0]) == pytest.approx(1.0)
     assert f.rank_correlation([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
@@ -70,9 +83,9 @@ def test_what_t4_pays_and_means():
 
 
 @pytest.mark.slow
-def test_a_learned_reward_is_exploited_and_gradient_regularisation_holds_it(tmp_path):
+def test_a_learned_reward_is_wrong_where_the_gradient_is_large(tmp_path):
     results = Results("gradient-regularization", "test")
-    recipe.learned_reward(results, (0,), tmp_path, recipe.FEW)
+    recipe.learned_reward(results, (0,), tmp_path, {name: recipe.SETTINGS[name] for name in ("none", "KL 0.05")})
     assert not results.failed(), results.table()
 
 

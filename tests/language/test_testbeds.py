@@ -10,7 +10,8 @@ from trimtab.language.envs import door_world as doors  # noqa: E402
 from trimtab.language.hacking import hacking_verdict  # noqa: E402
 from trimtab.language.objectives import group_advantages  # noqa: E402
 from trimtab.language.tiny import tiny_gpt2, tiny_model, word_tokenizer  # noqa: E402
-from trimtab.papers.gradient_coupling import corridors  # noqa: E402
+from trimtab.papers.gradient_coupling import COUPLED, LEARNT, TEN, corridors, judge  # noqa: E402
+from trimtab.papers.gradient_coupling import doors as doors_  # noqa: E402
 from trimtab.papers.recipe import Results  # noqa: E402
 
 pytestmark = pytest.mark.language
@@ -141,14 +142,12 @@ def test_t2_is_hacked_without_and_not_with_gradient_regularisation(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_classification_untangles_the_doors(seed):
-    plain, ours = t.door_world(t.Doors(seed=seed)), t.door_world(t.Doors(seed=seed, coef=0.5))
-    assert plain["go_locked"][-1] > 0.8 and plain["minority"][-1] < 0.2
-    assert ours["minority"][-1] > 0.9 and ours["right_open"][-1] > 0.97
-    at = plain["step"].index(100.0)
-    assert plain["hidden_cosine"][at] > 0.85 and ours["hidden_cosine"][at] < 0.3
-    assert plain["gradient_cosine"][at] > 0.5 and ours["gradient_cosine"][at] < 0.1
+def test_classification_untangles_the_doors(tmp_path):
+    # The recipe's runs. Ten seeds: one in ten leaves `go` for `search` at every locked door, key or not.
+    results = Results("gradient-coupling", "test")
+    doors_(results, {"GRPO": (0, 1, 2), "GRPO + GCD": TEN}, tmp_path, steps=300)
+    judge(results, tuple(claim for claim in (*LEARNT, *COUPLED) if claim[0] in ("GRPO", "GRPO + GCD")))
+    assert len(results.checks) == 8 and not results.failed(), results.table()
 
 
 @pytest.mark.slow

@@ -142,6 +142,11 @@ def test_a_resumed_run_has_the_pairs_of_the_batches_before(place, tmp_path, caps
     (half / "checkpoints" / "checkpoint-4" / "gcd_pairs_0.json").unlink()  # killed before it: the one before is taken
     assert main(["resume", str(half)]) == 0
     assert values(half, "train/gcd_loss") == values(run, "train/gcd_loss")
+    (half / "DONE").unlink()
+    for pairs in half.glob("checkpoints/*/gcd_pairs_0.json"):  # an older run: the newest without
+        pairs.unlink()
+    assert main(["resume", str(half)]) == 0
+    assert values(half, "train/gcd_loss") == values(run, "train/gcd_loss")
 
 
 def test_a_reset_makes_the_policy_its_own_reference_and_a_resumed_run_has_it(place, tmp_path, capsys):

@@ -349,10 +349,10 @@ class Corridor:
     coef: float = 0.0
     """lambda of the classification loss, with the environment's labels; 0: GRPO alone."""
     seed: int = 0
-    steps: int = 100
+    steps: int = 400
     episodes: int = 64
     learning_rate: float = 3e-4
-    every: int = 25
+    every: int = 50
 
 
 def transcript(seed: int, draw: random.Random) -> str:

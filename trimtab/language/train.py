@@ -125,8 +125,9 @@ def resume(path: Path) -> Path:
 def newest(folder: Path, flags: Flags) -> Path | None:
     """The newest checkpoint that is whole. A kill can leave one without what is written last."""
     last = ["trainer_state.json", *([REFERENCE] if flags.reset_reference else [])]
-    last += [pairs_name(0)] if flags.algorithm == "gcd" else []
     whole = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in last)]
+    if flags.algorithm == "gcd":  # runs that began before pairs were kept have none
+        whole = [path for path in whole if (path / pairs_name(0)).exists()] or whole
     return max(whole, key=_step, default=None)
 
 

@@ -18,6 +18,7 @@ from trimtab.run.folder import replace_text
 
 T1, T2 = "T1, exact", "T2, tiny language model"
 T3, T4 = "T3, learned reward model", "T4, format against correctness"
+FLAW = "pay for the trigger, standard deviations"
 CURVES = ("proxy", "gold", "hack", "grad_norm")
 
 KL = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -197,8 +198,12 @@ def learned_reward(results: Results, seeds: tuple[int, ...], out: Path, settings
     ]
     rho = rank_correlation(*zip(*points, strict=True))
     results.add(T3, "all runs", None, "rank correlation of gradient norm and accuracy", rho)
-    hack = min(results.values(T3, "none", "hack"))
-    results.check("T3, none: least hack over seeds", hack > 0.9, hack, 0.9)
+    for seed in seeds:
+        results.add(
+            T3, "reward model", seed, "pay for the trigger, standard deviations", found["none", seed]["flaw"][0]
+        )
+    flaw = min(results.values(T3, "reward model", "pay for the trigger, standard deviations"))
+    results.check("T3, pay for the trigger, least over seeds", flaw > 1.0, flaw, 1.0)
     results.check("T3, rank correlation of gradient norm and accuracy", rho < -0.4, rho, -0.4)
 
 

@@ -142,5 +142,5 @@ class Progress:
         done, elapsed = step - self._start, time.monotonic() - self._began
         if done <= 0:
             return ""
-        seconds = int(elapsed / done * (self.total - step))
+        seconds = int(elapsed / done * max(0, self.total - step))  # the last rollout may end beyond the total
         return f"{seconds // 60}:{seconds % 60:02d} left"
