@@ -145,8 +145,11 @@ def test_a_resumed_run_has_the_pairs_of_the_batches_before(place, tmp_path, caps
     (half / "DONE").unlink()
     for pairs in half.glob("checkpoints/*/gcd_pairs_0.json"):  # an older run: the newest without
         pairs.unlink()
+    (half / "final" / "model.safetensors").unlink()
     assert main(["resume", str(half)]) == 0
-    assert values(half, "train/gcd_loss") == values(run, "train/gcd_loss")
+    assert values(half, "train/gcd_loss") == values(run, "train/gcd_loss")  # not a step more than was asked for
+    final = (half / "final" / "model.safetensors").read_bytes()
+    assert final == (run / "final" / "model.safetensors").read_bytes()
 
 
 def test_a_reset_makes_the_policy_its_own_reference_and_a_resumed_run_has_it(place, tmp_path, capsys):

@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerState
 from transformers.utils import logging as hf_logging
 from trl import GRPOTrainer, RLOOTrainer
 
@@ -373,7 +373,12 @@ def _run(run: Run | None, folder: Path, name: str, flags: Flags, built: Built, c
                 trainer.gcd_replay.read(pairs)
             trainer.add_callback(PairsKeeper(trainer))
         with logbook.watch():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if checkpoint is not None and _step(checkpoint) >= flags.steps:
+                # Ended between the last checkpoint and the end: transformers would take one step more.
+                trainer._load_from_checkpoint(str(checkpoint))
+                trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            else:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if logbook.stopped:
             what = "interrupted: a checkpoint is written" if flags.checkpoint_freq else "interrupted"
             raise Interrupted(f"{what}; go on with `trimtab resume {folder}`", 128 + logbook.stopped)
