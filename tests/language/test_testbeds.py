@@ -162,7 +162,11 @@ def test_a_separate_classifier_untangles_nothing_however_well_it_judges():
 
 
 @pytest.mark.slow
-def test_corridors(tmp_path):
+def test_corridors_are_learnt_with_classification_and_without(tmp_path):
     results = Results("gradient-coupling", "test")
     corridors(results, (0,), tmp_path)
-    assert not results.failed(), results.table()
+    for row in results.rows:
+        if row["metric"] == "success, step 400":
+            assert row["value"] >= 0.85, results.table()  # from a tenth
+    # A gain of 0.2 was expected before it was measured. Should there be one some day, the page is to say so.
+    assert results.failed() == ["DoorWorld-N: gain in success by GCD"], results.table()
