@@ -10,7 +10,7 @@ from trimtab.language.envs import door_world as doors  # noqa: E402
 from trimtab.language.hacking import hacking_verdict  # noqa: E402
 from trimtab.language.objectives import group_advantages  # noqa: E402
 from trimtab.language.tiny import tiny_gpt2, tiny_model, word_tokenizer  # noqa: E402
-from trimtab.papers.gradient_coupling import COUPLED, LEARNT, TEN, corridors, judge  # noqa: E402
+from trimtab.papers.gradient_coupling import COUPLED, DOORS, LEARNT, TEN, corridors, judge, mean  # noqa: E402
 from trimtab.papers.gradient_coupling import doors as doors_  # noqa: E402
 from trimtab.papers.recipe import Results  # noqa: E402
 
@@ -147,7 +147,9 @@ def test_classification_untangles_the_doors(tmp_path):
     results = Results("gradient-coupling", "test")
     doors_(results, {"GRPO": (0, 1, 2), "GRPO + GCD": TEN}, tmp_path, steps=300)
     judge(results, tuple(claim for claim in (*LEARNT, *COUPLED) if claim[0] in ("GRPO", "GRPO + GCD")))
-    assert len(results.checks) == 8 and not results.failed(), results.table()
+    # Three of the ten are still caught at step 100, so the mean gradient cosine is 0.13 there; it was to be below 0.1.
+    assert len(results.checks) == 8 and results.failed() == ["GRPO + GCD: gradient_cosine, step 100 below"]
+    assert mean(results, DOORS, "GRPO + GCD", "gradient_cosine, step 200") < 0.1, results.table()
 
 
 @pytest.mark.slow
