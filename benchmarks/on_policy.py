@@ -8,6 +8,7 @@ against the same agent without the penalty, so that 1 / ratio is its cost.
 
 import sys
 import time
+from dataclasses import asdict
 
 from pairs import arguments, rates, row, serve, show, write
 
@@ -35,7 +36,8 @@ def trained(agent: str, env: str, num_envs: int, config):
 
     configure("cpu")
     world = find(env)
-    record = dict(agent=agent, dataset=None, online_steps=0, updates_per_step=1.0, num_envs=num_envs)
+    record = dict(agent=agent, agent_config=asdict(config), dataset=None, online_steps=0)
+    record |= dict(updates_per_step=1.0, num_envs=num_envs)
     setup = Setup(record, world, None, world.spec, config)
     source = setup.source("online")
     training = Training(setup.agent(0), jax.jit(lambda source, key: source.init(key))(source, jr.key(1)))
