@@ -72,6 +72,10 @@ def test_the_doors_run():
     curves = t.door_world(t.Doors(coef=0.5, steps=2, states=2, every=1))
     assert curves["step"] == [0.0, 1.0, 2.0] and set(curves) >= {"minority", "go_locked", "hidden_cosine"}
     assert all(0.0 <= value <= 1.0 for value in curves["minority"])
+    longer = t.door_world(t.Doors(coef=0.5, steps=3, states=2, every=1))
+    assert [values[:3] for name, values in longer.items() if name != "judged"] == [
+        values for name, values in curves.items() if name != "judged"
+    ]  # the start of a longer run
     deep = t.corridor(t.Corridor(coef=0.5, steps=1, episodes=8, every=1))
     assert deep["step"] == [0.0, 1.0] and all(
         0.0 <= value <= 1.0 for name in ("success", "bumps") for value in deep[name]

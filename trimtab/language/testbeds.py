@@ -299,7 +299,9 @@ def door_world(setting: Doors) -> Curves:
     drawn: dict[tuple[str, str], bool] = {}
     lots = lambda state, action: drawn.setdefault((state, action), draw.random() < 0.5)
     watch = Watch(DoorProbe(tokenizer), setting.every)
-    rows = [{"prompt": state.text} for state in door_states(setting.states * setting.steps, None, False, setting.seed)]
+    # TRL shuffles them by their number: never fewer than of 400 steps, so that a shorter run is a longer one's start.
+    drawn_states = door_states(setting.states * max(setting.steps, 400), None, False, setting.seed)
+    rows = [{"prompt": state.text} for state in drawn_states]
     right = lambda prompts, completions, **columns: [
         float(doors.right_action(prompt, text.strip()) or False)
         for prompt, text in zip(prompts, completions, strict=True)
