@@ -204,6 +204,8 @@ def learned_reward(results: Results, seeds: tuple[int, ...], out: Path, settings
         )
     flaw = min(results.values(T3, "reward model", "pay for the trigger, standard deviations"))
     results.check("T3, pay for the trigger, least over seeds", flaw > 1.0, flaw, 1.0)
+    hack = min(results.values(T3, "none", "hack"))
+    results.check("T3, none: least hack over seeds", hack > 0.9, hack, 0.9)
     results.check("T3, rank correlation of gradient norm and accuracy", rho < -0.4, rho, -0.4)
 
 
