@@ -2,8 +2,9 @@
 whole run in PureJaxRL's style, written for this file; PPO on CartPole-v1 with eight environments, and DQN's updates,
 against Stable-Baselines3 (extra `bench`); and what the action Jacobian costs an update.
 
-Cases: `world` and `host` count environment steps, `dqn`, `exact` (plain network) and `linear` updates; the last two
-against the same agent without the penalty, so that 1 / ratio is its cost.
+Cases: `world` and `host` count environment steps; `dqn`, with what the peer learns, and `double`, our defaults, which
+ask the network once more an update; `exact` (plain network) and `linear` updates against the same agent without the
+penalty, so that 1 / ratio is its cost.
 """
 
 import sys
@@ -17,9 +18,12 @@ CASES = {
     "world": ("trimtab", "whole-run jit", "steps/s"),
     "host": ("trimtab", "stable-baselines3", "steps/s"),
     "dqn": ("trimtab", "stable-baselines3", "updates/s"),
+    "double": ("trimtab", "stable-baselines3", "updates/s"),
     "exact": ("penalty", "plain", "updates/s"),
     "linear": ("penalty", "plain", "updates/s"),
 }
+
+NAMES = {"dqn": "DQN", "double": "DQN, our defaults"}
 
 
 def trained(agent: str, env: str, num_envs: int, config):
@@ -217,7 +221,8 @@ def worker(name: str, case: str):
         return trained("ppo", "trimtab/CartPole-v1", ENVS, config)
     if case == "host":
         return trained("ppo", "CartPole-v1", 8, ppo.Config(n_steps=256, batch_size=256, n_epochs=4, **plain))
-    return trained("dqn", "CartPole-v1", 1, dqn.Config())
+    same = {} if case == "double" else dict(double=False, target_every=500, tau=1.0)  # as the peer learns
+    return trained("dqn", "CartPole-v1", 1, dqn.Config(**same))
 
 
 def main() -> int:
@@ -227,14 +232,14 @@ def main() -> int:
         serve(worker(flags.worker, flags.case))
         return 0
     rounds, scale = (3, 1) if flags.quick else (9, 4)
-    units = {"world": 102_400, "host": 8_192, "dqn": 1_000, "exact": 10, "linear": 10}
+    units = {"world": 102_400, "host": 8_192, "dqn": 1_000, "double": 1_000, "exact": 10, "linear": 10}
     table, samples = [], {}
     for case in [flags.case] if flags.case else CASES:
         ours, other, unit = CASES[case]
         found = samples[case] = rates(
             __file__, [ours, other], case, dict.fromkeys((ours, other), scale * units[case]), rounds
         )
-        table.append(row(f"PPO, {case}" if case != "dqn" else "DQN", found[ours], found[other], other, unit))
+        table.append(row(NAMES.get(case, f"PPO, {case}"), found[ours], found[other], other, unit))
     show(table)
     write(flags.json, table, samples=samples)
     return 0

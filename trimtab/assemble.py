@@ -624,7 +624,7 @@ def _stored_totals(folders: list[Path], together: int | None) -> Totals:
     each = [checkpoint.load_arrays(folder) for folder in folders]
     names = [name for name in each[0] if name.startswith("totals/")]
     pairs = {name: each[0][name] if together is None else np.stack([a[name] for a in each], axis=1) for name in names}
-    return {name.removeprefix("totals/"): (jnp.asarray(p[0]), jnp.asarray(p[1])) for name, p in pairs.items()}
+    return Totals.of({name.removeprefix("totals/"): pair for name, pair in pairs.items()})
 
 
 def _stored_watches(folders: list[Path]) -> list[dict[str, Watch]]:

@@ -3,7 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from trimtab.batches import Recorded, Transition
-from trimtab.core import RunError, Spec, UsageError, stuck
+from trimtab.core import RunError, Spec, UsageError, mask_size, stuck
 from trimtab.envs.plans import HostPlans
 
 RECENT = 100
@@ -139,6 +139,25 @@ class ActionScale:
         return scaled if self.shape is None or len(self.shape) == 1 else scaled.reshape(self.shape)
 
 
+class Stepped(NamedTuple):
+    """What one step of `n` environments gave; leading axis n."""
+
+    obs: Any
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    """0 where the episode terminated."""
+    next_obs: Any
+    """the true final observation where the episode ended."""
+    last: np.ndarray | None
+    """whether it ended, terminated or cut; None unless rows say so."""
+
+    def rows(self) -> Transition | Recorded:
+        """The same as rows of a batch."""
+        rows = _rows(*self[:-1])
+        return rows if self.last is None else _recorded(rows, self.last)
+
+
 class Collector:
     """Steps `n` Gymnasium environments and answers in rows. Ended episodes restart at once; only the ended one moves.
 
@@ -155,6 +174,8 @@ class Collector:
         self.scale = ActionScale(spec, self.envs[0].action_space.shape)
         self.episode_return = np.zeros(n)
         self.episode_length = np.zeros(n, np.int64)
+        self._successes = np.zeros(n)
+        self._masked = bool(mask_size(spec))
         self.recent: deque[tuple[float, int, float]] = deque(maxlen=RECENT)
         self._obs = [self._reset(i, seed + i) for i in range(n)]
         self.obs = _stack(self._obs)
@@ -183,42 +204,49 @@ class Collector:
         return self.plans(lambda: np.asarray(policy(self.obs)))
 
     def step(self, actions: np.ndarray, timestep: int) -> Transition | Recorded:
-        """Acts with `actions` (n, act) in [-1, 1]; returns the n transitions as numpy rows.
+        """`advance`, as the rows of a batch."""
+        return self.advance(actions, timestep).rows()
+
+    def advance(self, actions: np.ndarray, timestep: int) -> Stepped:
+        """Acts with `actions` (n, act) in [-1, 1]; returns the n transitions.
 
         Raises `RunError`, naming `timestep`, if an environment raises or gives NaN or infinite numbers.
         """
-        rewards = np.empty(len(self.envs), np.float32)
-        discounts = np.ones(len(self.envs), np.float32)
-        ended = np.zeros(len(self.envs), bool)
-        final: list[Any] = [None] * len(self.envs)
+        n = len(self.envs)
+        rewards, discounts, ended = np.empty(n), np.ones(n, np.float32), np.zeros(n, bool)
+        final: list[Any] = [None] * n
         for i, env in enumerate(self.envs):
             try:
-                obs, raw_reward, terminated, truncated, info = env.step(self.scale(actions[i]))
+                obs, reward, terminated, truncated, info = env.step(self.scale(actions[i]))
             except Exception as error:  # a third party's code: any exception ends the run with its reason
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise RunError(f"the environment raised at step {timestep}: {reason}") from error
-            final[i] = obs = to_vector(obs)
-            reward = float(raw_reward)
-            if not (np.isfinite(reward) and _finite(obs)):
-                what = "observation" if np.isfinite(reward) else "reward"
-                raise RunError(f"the environment gave a non-finite {what} at step {timestep}: mend it, then resume")
+            final[i] = to_vector(obs)
             rewards[i] = reward
-            discounts[i] = 0.0 if terminated else 1.0
-            self.episode_return[i] += reward
-            self.episode_length[i] += 1
-            ended[i] = terminated or truncated
-            if ended[i]:
-                success = float(info.get("is_success", info.get("success", np.nan)))
-                self.recent.append((self.episode_return[i], int(self.episode_length[i]), success))
-                self.episode_return[i], self.episode_length[i] = 0.0, 0
-                obs = self._reset(i, timestep=timestep)
-            else:
-                self._check_mask(i, obs, timestep)
-            self._obs[i] = obs
-        rows = _rows(self.obs, np.asarray(actions), rewards, discounts, _stack(final))
-        self.obs = _stack(self._obs)
+            if terminated:
+                discounts[i] = 0.0
+            if terminated or truncated:
+                ended[i] = True
+                self._successes[i] = info.get("is_success", info.get("success", np.nan))
+        reached = _stack(final)
+        if not (np.isfinite(rewards).all() and _finite(reached)):
+            what = "observation" if np.isfinite(rewards).all() else "reward"
+            raise RunError(f"the environment gave a non-finite {what} at step {timestep}: mend it, then resume")
+        self.episode_return += rewards
+        self.episode_length += 1
+        before, self._obs = self.obs, final
+        for i in np.flatnonzero(ended).tolist():
+            done = (float(self.episode_return[i]), int(self.episode_length[i]), float(self._successes[i]))
+            self.recent.append(done)
+            self.episode_return[i], self.episode_length[i] = 0.0, 0
+            self._obs[i] = self._reset(i, timestep=timestep)
+        self.obs = _stack(self._obs) if ended.any() else reached
+        if self._masked:
+            for i in np.flatnonzero(~ended).tolist():
+                self._check_mask(i, self._obs[i], timestep)
         self.plans.clear(ended)
-        return _recorded(rows, ended) if self.recorded else rows
+        last = ended if self.recorded else None
+        return Stepped(before, np.asarray(actions), rewards.astype(np.float32), discounts, reached, last)
 
     def statistics(self) -> dict[str, float]:
         """Means over the last 100 finished episodes, with Stable-Baselines3's names; empty before the first."""

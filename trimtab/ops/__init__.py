@@ -19,6 +19,7 @@ from trimtab.ops.regression import expectile_loss as expectile_loss
 from trimtab.ops.scale import unit_scale as unit_scale
 from trimtab.ops.surrogate import clipped_surrogate as clipped_surrogate
 from trimtab.ops.surrogate import epochs as epochs
+from trimtab.ops.surrogate import shuffled as shuffled
 from trimtab.ops.targets import AGGREGATES as AGGREGATES
 from trimtab.ops.targets import aggregate as aggregate
 from trimtab.ops.targets import polyak as polyak

@@ -1,5 +1,6 @@
 """What PPO and its kin share: the clipped surrogate, and epochs over the minibatches of one rollout."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ def epochs(
     size = min(size, count)
 
     def epoch(carry: Any, key: PRNGKeyArray) -> tuple[Any, tuple[Metrics, Array]]:
-        order = jr.permutation(key, count)[: count // size * size].reshape(-1, size)
+        order = shuffled(key, count)[: count // size * size].reshape(-1, size)
         return jax.lax.scan(minibatch, carry, (order, jr.split(jr.fold_in(key, 1), len(order))))
 
     def minibatch(carry: Any, drawn: tuple[Array, PRNGKeyArray]) -> tuple[Any, tuple[Metrics, Array]]:
@@ -64,3 +65,21 @@ def epochs(
     (state, _), (metrics, stopped) = jax.lax.scan(epoch, start, jr.split(key, times))
     means = {name: jnp.mean(value, where=~stopped) for name, value in metrics.items()}
     return state, means | {"skipped": stopped.mean(dtype=jnp.float32)}
+
+
+def shuffled(key: PRNGKeyArray, count: int) -> Int[Array, " n"]:
+    """0, ..., count - 1 in a random order, as `jax.random.permutation` and several times as fast on a CPU.
+
+    That sorts pairs of a random number and an index, in as many rounds as leave equal random numbers without effect.
+    Here both share the bits of one number, whose sort is fast; from 2^16 on the random part would be short of bits.
+    """
+    places = max(count - 1, 1).bit_length()
+    if places > 16:
+        return jr.permutation(key, count)
+    rounds = math.ceil(3.0 * places / (32 - places))
+    order = indices = jnp.arange(count, dtype=jnp.uint32)
+    for k in jr.split(key, rounds):
+        drawn = jr.bits(k, (count,)) >> places << places
+        found = jnp.sort(drawn | indices) & jnp.uint32(2**places - 1)
+        order = order[found]
+    return order.astype(jnp.int32)

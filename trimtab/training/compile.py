@@ -3,7 +3,7 @@
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,14 +11,49 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from trimtab.batches import Weighted
-from trimtab.core import AbstractActor, AbstractAgent, AbstractPolicy, AbstractScorer, AbstractSurprised, UsageError
+from trimtab.batches import AnyArray, Weighted
+from trimtab.core import (
+    AbstractActor,
+    AbstractAgent,
+    AbstractPolicy,
+    AbstractScorer,
+    AbstractSurprised,
+    Metrics,
+    UsageError,
+)
 from trimtab.data.sources import AbstractSource, ReplaySource, ScoredSource, Scores, WorldSource
+from trimtab.envs.gym import Stepped
 
-Totals = dict[str, tuple[Array, Array]]
-"""Metric name -> (sum, count) over the updates since the last log line; updates in which it was NaN do not count."""
+
+class Totals(eqx.Module):
+    """Sums and counts of metrics over the updates since the last log line; one in which a metric was NaN does not count
+    for it. All in one array: a number by itself costs an update about as much as a small layer's bias."""
+
+    both: Float[AnyArray, "*seeds 2 n"]
+    """sums, and how many numbers are in them."""
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def added(self, metrics: Metrics) -> "Totals":
+        """With the metrics of one more update."""
+        values = jnp.stack([metrics[name] for name in self.names])
+        missing = jnp.isnan(values)
+        return Totals(
+            self.both + jnp.stack([jnp.where(missing, 0.0, values), (~missing).astype(jnp.float32)]), self.names
+        )
+
+    def named(self) -> dict[str, np.ndarray]:
+        """Metric name -> sum and count, (2,) or (2, seeds), on the host."""
+        both = np.moveaxis(np.asarray(self.both), -2, 0)
+        return {name: both[..., j] for j, name in enumerate(self.names)}
+
+    @classmethod
+    def of(cls, named: dict[str, np.ndarray]) -> "Totals":
+        """The inverse of `named`."""
+        both = np.moveaxis(np.stack(list(named.values()), axis=-1), 0, -2)
+        return cls(jnp.asarray(both), tuple(named))
 
 
 def no_totals(source: AbstractSource, agent: AbstractAgent, state: Any, seeds: int | None) -> Totals:
@@ -30,9 +65,13 @@ def no_totals(source: AbstractSource, agent: AbstractAgent, state: Any, seeds: i
 
     if seeds is not None:
         agent, state = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0] if x.ndim else x, tree), (agent, state))
-    names = jax.eval_shape(metrics, agent, state)
-    shape = () if seeds is None else (seeds,)
-    return {name: (jnp.zeros(shape), jnp.zeros(shape)) for name in names}
+    names = tuple(jax.eval_shape(metrics, agent, state))
+    return Totals(jnp.zeros((*(() if seeds is None else (seeds,)), 2, len(names))), names)
+
+
+def cleared(totals: Totals) -> Totals:
+    """Empty sums in their place."""
+    return Totals(jnp.zeros_like(totals.both), totals.names)
 
 
 def _chunk(
@@ -61,14 +100,9 @@ def _chunk(
         if isinstance(batch, Weighted):
             assert isinstance(agent, AbstractSurprised) and isinstance(source, ReplaySource | WorldSource)
             state = source.reweighed(state, batch.slot, agent.surprise(batch))
-        return agent, state, {name: _add(totals[name], value) for name, value in metrics.items()}
+        return agent, state, totals.added(metrics)
 
     return jax.lax.fori_loop(0, updates, body, (agent, state, totals))
-
-
-def _add(total: tuple[Array, Array], value: Array) -> tuple[Array, Array]:
-    missing = jnp.isnan(value)
-    return total[0] + jnp.where(missing, 0.0, value), total[1] + jnp.where(missing, 0.0, 1.0)
 
 
 chunk = partial(jax.jit, donate_argnames=("agent", "state", "totals"))(_chunk)
@@ -214,6 +248,107 @@ def act_on(actor: AbstractActor, obs: Any, memory: Any, run_key: PRNGKeyArray, t
     """What is drawn, the action that is carried out, and the memory after it; the randomness is that of `act`."""
     drawn, memory = actor.draw(obs, memory, jr.fold_in(run_key, timestep))
     return drawn, actor.applied(drawn), memory
+
+
+class Frame:
+    """How lists of leaves make a source, and an agent with its state and totals. Its hash is worked out once: that of
+    what is static in an agent takes longer at each call than a small network's update."""
+
+    def __init__(self, source: Any, carry: Any) -> None:
+        self.source, self.carry = source, carry
+        self._hash = hash((source, carry))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        same = lambda other: (self.source, self.carry) == (other.source, other.carry)
+        return self is other or (isinstance(other, Frame) and hash(self) == hash(other) and same(other))
+
+    def explorer(self, some: dict[int, Any]) -> Any:
+        """The agent's explorer, from the leaves of the carry that it needs."""
+        agent, _, _ = jax.tree.unflatten(self.carry, [some.get(i) for i in range(self.carry.num_leaves)])
+        return agent.explorer
+
+
+class Held:
+    """Agent, source state and totals between the calls of a loop that calls for each step of an environment.
+
+    They are kept as leaves, since taking the trees apart and putting them together again at each call costs more than
+    the call; `tree` puts them together. The agent's explorer is made inside the call for the same reason, of no more
+    leaves than it is made of. What was handed in belongs to this object from then on: `update` donates it.
+    """
+
+    def __init__(self, source: AbstractSource, agent: AbstractAgent, state: Any, totals: Totals) -> None:
+        self._source, source_def = jax.tree.flatten(source)
+        self._carry, carry_def = jax.tree.flatten((agent, state, totals))
+        self._frame = Frame(source_def, carry_def)
+        self._explorers = _explorers(self._frame, self._carry)
+
+    def tree(self) -> tuple[Any, Any, Totals]:
+        """Agent, source state and totals."""
+        return jax.tree.unflatten(self._frame.carry, self._carry)
+
+    def act(self, obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
+        """`act` with the agent's explorer."""
+        return _held_act(self._frame, {i: self._carry[i] for i in self._explorers}, obs, run_key, timestep)
+
+    def act_on(self, obs: Any, memory: Any, run_key: PRNGKeyArray, timestep: Any) -> tuple[Any, Any, Any]:
+        """`act_on` with the agent's explorer, on the host."""
+        some = {i: self._carry[i] for i in self._explorers}
+        found = jax.tree.map(np.asarray, _held_act_on(self._frame, some, obs, memory, run_key, timestep))
+        drawn, action, after = found
+        return drawn, drawn if action is None else action, after
+
+    def update(self, run_key: PRNGKeyArray, items: Any, updates: Any) -> None:
+        """`chunk`; `items` may be what a `Collector`'s step gave."""
+        self._carry = _held_chunk(self._frame, self._source, self._carry, run_key, items, updates)
+
+
+@cache
+def _explorers_of(frame: Frame, shapes: tuple[Any, ...]) -> tuple[int, ...]:
+    def explorer(carry: list[Any]) -> list[Any]:
+        return jax.tree.leaves(frame.explorer(dict(enumerate(carry))))
+
+    found = jax.make_jaxpr(explorer)([jax.ShapeDtypeStruct(*shape) for shape in shapes]).jaxpr
+    used = {id(var) for eqn in found.eqns for var in eqn.invars} | {id(var) for var in found.outvars}
+    return tuple(i for i, var in enumerate(found.invars) if id(var) in used)
+
+
+def _explorers(frame: Frame, carry: list[Any]) -> tuple[int, ...]:
+    """Which leaves of the carry the agent's explorer is made of."""
+    return _explorers_of(frame, tuple((leaf.shape, leaf.dtype) for leaf in carry))
+
+
+_SHORT: dict[str, Any] = dict(compiler_options={"xla_cpu_enable_concurrency_optimized_scheduler": False})
+"""For programs of some hundred microseconds: on a CPU handing their parts from thread to thread takes longer than the
+parts."""
+
+
+@partial(jax.jit, static_argnames="frame", **_SHORT)
+def _held_act(frame: Frame, some: dict[int, Any], obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
+    return act(frame.explorer(some), obs, run_key, timestep)
+
+
+@partial(jax.jit, static_argnames="frame", **_SHORT)
+def _held_act_on(
+    frame: Frame, some: dict[int, Any], obs: Any, memory: Any, run_key: PRNGKeyArray, timestep: Any
+) -> tuple[Any, Any, Any]:
+    """`act_on`; no action where it is what was drawn, since each array costs its way to the host."""
+    actor = frame.explorer(some)
+    drawn, after = actor.draw(obs, memory, jr.fold_in(run_key, timestep))
+    action = actor.applied(drawn)
+    return drawn, None if action is drawn else action, after
+
+
+@partial(jax.jit, static_argnames="frame", donate_argnames="carry", **_SHORT)
+def _held_chunk(
+    frame: Frame, source: list[Any], carry: list[Any], run_key: PRNGKeyArray, items: Any, updates: Array
+) -> list[Any]:
+    agent, state, totals = jax.tree.unflatten(frame.carry, carry)
+    rows = items.rows() if isinstance(items, Stepped) else items
+    found = jax.tree.unflatten(frame.source, source)
+    return jax.tree.leaves(_chunk(found, agent, state, totals, run_key, rows, updates))
 
 
 @jax.jit

@@ -27,20 +27,21 @@ from trimtab.core import (
 from trimtab.data.rollouts import Acting, RolloutSource, WorldRollouts
 from trimtab.data.sources import AbstractSource, WorldSource
 from trimtab.data.stream import StreamSource
-from trimtab.envs.gym import Collector
+from trimtab.envs.gym import Collector, Stepped
 from trimtab.errors import Interrupted as Interrupted
 from trimtab.policies.compose import Uniform
 from trimtab.run.folder import Run
 from trimtab.run.logging import Progress
 from trimtab.training import checkpoint
 from trimtab.training.compile import (
+    Held,
     Totals,
     act,
-    act_on,
     all_finite,
     batch_rows,
     chunk,
     chunk_seeds,
+    cleared,
     no_totals,
     prefill,
     prefill_seeds,
@@ -123,7 +124,7 @@ class Training:
     step: int = 0
     updates: int = 0
     """updates in this phase, host environments only."""
-    pending: Transition | Recorded | None = None
+    pending: Transition | Recorded | Stepped | None = None
     """host rows not yet received by the source."""
     best: list[float] = field(default_factory=list)
     totals: Totals | None = None
@@ -236,6 +237,8 @@ def fit(
             raise
         except RunError as error:
             raise loop.rescue(error) from error
+        finally:
+            loop.release()
     return training
 
 
@@ -258,6 +261,7 @@ class _Loop:
         self.t, self.source, self.runs, self.schedule = training, source, runs, schedule
         self.run_key, self.progress, self.collector, self.phase = run_key, progress, collector, phase
         self.evaluate, self.probes = evaluate, probes
+        self.held: Held | None = None
         plain = lambda probe: probe.measure if isinstance(probe, AbstractMonitor) else probe
         self.measures = {name: jax.jit(plain(probe)) for name, probe in probes.items()}
         self.chunk = chunk if training.seeds is None else chunk_seeds
@@ -298,15 +302,32 @@ class _Loop:
             self._device_steps()
         self._events(before)
 
+    def _hold(self) -> Held:
+        """Agent, state and totals, out of `Training` until `release`: between two calls nobody needs the trees."""
+        if self.held is None:
+            t = self.t
+            assert t.totals is not None
+            self.held = Held(self.source, t.agent, t.state, t.totals)
+        return self.held
+
+    def release(self) -> None:
+        """Puts back what is held."""
+        if self.held is not None:
+            self.t.agent, self.t.state, self.t.totals = self.held.tree()
+            self.held = None
+
     def _host_step(self, collector: Collector) -> None:
-        t = self.t
-        random = self.schedule.random and t.step < self.waits_until
-        policy = Uniform.create(collector.spec) if random else t.agent.explorer
-        action = collector.choose(lambda obs: act(policy, obs, self.act_key, np.int32(t.step)))
+        t, held = self.t, self._hold()
+        if self.schedule.random and t.step < self.waits_until:
+            uniform = Uniform.create(collector.spec)
+            ask = lambda obs: act(uniform, obs, self.act_key, np.int32(t.step))
+        else:
+            ask = lambda obs: held.act(obs, self.act_key, np.int32(t.step))
+        action = collector.choose(ask)
         # The update runs on the device while the environments step on the host: the rows of this step wait for the
         # next.
         self._receive()
-        t.pending = collector.step(action, t.step)
+        t.pending = collector.advance(action, t.step)
         t.step += len(collector.envs)
 
     def _receive(self) -> None:
@@ -314,9 +335,7 @@ class _Loop:
         if t.pending is None:
             return
         due = int(max(0, t.step - self.waits_until) * self.schedule.updates_per_step) - t.updates
-        t.agent, t.state, t.totals = self.chunk(
-            self.source, t.agent, t.state, t.totals, self.run_key, t.pending, np.int32(due)
-        )
+        self._hold().update(self.run_key, t.pending, np.int32(due))
         t.updates, t.pending = t.updates + due, None
 
     def _host_rollout(self, collector: Collector, source: RolloutSource) -> None:
@@ -324,23 +343,24 @@ class _Loop:
         t, actor = self.t, self.t.agent.explorer
         assert isinstance(actor, AbstractActor)
         memory, discounted = jax.device_get((t.state.memory, t.state.discounted))
+        forgets, held = bool(jax.tree.leaves(memory)), self._hold()
         rows: list[tuple[Any, ...]] = []
         for _ in range(source.n_steps):
-            acted = act_on(actor, collector.obs, memory, self.act_key, np.int32(t.step))
-            drawn, action, after = jax.device_get(acted)
-            row = collector.step(action, t.step)
-            assert isinstance(row, Recorded)
-            step, last = row.transition, np.asarray(row.last)
+            drawn, action, after = held.act_on(collector.obs, memory, self.act_key, np.int32(t.step))
+            step = collector.advance(action, t.step)
+            last = step.last
+            assert last is not None
             discounted = np.float32(source.gamma) * discounted + step.reward
             rows.append((step.obs, drawn, step.reward, step.discount, step.next_obs, last, discounted, memory))
             memory = after
             if last.any():
-                memory = jax.device_get(forget(actor, memory, jnp.asarray(last)))
+                if forgets:
+                    memory = jax.device_get(forget(actor, memory, jnp.asarray(last)))
                 discounted = np.where(last, np.float32(0.0), discounted)
             t.step += len(collector.envs)
         rollout = Rollout(*jax.tree.map(lambda *xs: np.stack(xs), *rows))
-        done = _acting(rollout, memory, discounted)
-        t.agent, t.state, t.totals = self.chunk(source, t.agent, t.state, t.totals, self.run_key, done, np.int32(1))
+        held.update(self.run_key, _acting(rollout, memory, discounted), np.int32(1))
+        self.release()
         t.updates += 1
 
     def _device_steps(self) -> None:
@@ -364,6 +384,8 @@ class _Loop:
         t, s = self.t, self.schedule
         last = t.step >= s.steps
         crossed = lambda every: bool(every) and (t.step // every > before // every or last)
+        if any(map(crossed, (s.log_every, s.eval_every, s.probe_every, s.checkpoint_every))):
+            self.release()
         if crossed(s.log_every):
             self._log()
         if crossed(s.eval_every) and self.evaluate:
@@ -375,8 +397,9 @@ class _Loop:
 
     def _log(self) -> None:
         t = self.t
+        assert t.totals is not None
         totals, updates = jax.device_get((t.totals, t.agent.step))  # the one transfer of a log line
-        t.totals = jax.tree.map(jnp.zeros_like, t.totals)
+        t.totals = cleared(t.totals)
         now, updates = time.perf_counter(), int(updates)
         elapsed, new = max(now - self.logged_time, 1e-9), updates - self.logged_at[1]
         rate = new / elapsed
@@ -387,7 +410,7 @@ class _Loop:
         mean = None
         for i, run in self._going():
             with np.errstate(invalid="ignore"):  # 0/0: a metric that no update since the last line computed
-                means = {name: float(np.divide(*map(np.atleast_1d, pair))[i]) for name, pair in totals.items()}
+                means = {name: float(np.divide(*map(np.atleast_1d, pair))[i]) for name, pair in totals.named().items()}
             rollout = self._rollout(i)
             mean = rollout.get("rollout/ep_rew_mean", mean)
             run.log(t.step, rollout | {f"train/{name}": value for name, value in means.items()} | shared)
@@ -511,6 +534,7 @@ class _Loop:
 
     def checkpoint(self) -> None:
         """Writes a checkpoint a run and removes the oldest, but never one of an agent that is not finite."""
+        self.release()
         arrays: dict[str, np.ndarray] = {}
         if self.collector is not None:
             arrays = {f"collector/{name}": value for name, value in self.collector.state().items()}
@@ -519,8 +543,9 @@ class _Loop:
     def _save(self, arrays: dict[str, np.ndarray]) -> None:
         t = self.t
         if t.pending is not None:
-            arrays |= {f"pending/{j}": np.asarray(leaf) for j, leaf in enumerate(jax.tree.leaves(t.pending))}
-        totals = {f"totals/{name}": np.stack(pair) for name, pair in jax.device_get(t.totals or {}).items()}
+            rows = t.pending.rows() if isinstance(t.pending, Stepped) else t.pending
+            arrays |= {f"pending/{j}": np.asarray(leaf) for j, leaf in enumerate(jax.tree.leaves(rows))}
+        totals = {} if t.totals is None else {f"totals/{name}": pair for name, pair in t.totals.named().items()}
         for i, agent in self._sound().items():
             run = self.runs[i]
             sums = totals if t.seeds is None else {name: pair[:, i] for name, pair in totals.items()}
@@ -539,10 +564,12 @@ class _Loop:
     def finish(self) -> None:
         """Receives the last rows. The checkpoint before it lets the run be prolonged exactly."""
         self._receive()
+        self.release()
         self._sound()
 
     def rescue(self, error: RunError) -> RunError:
         """The error with what was saved. The environments may be broken, so a resume starts new episodes."""
+        self.release()
         try:
             arrays: dict[str, np.ndarray] = {}
             if self.collector is not None:

@@ -12,11 +12,14 @@ from jax.extend.core import jaxprs_in_params
 from trimtab.agents.ppo import PPO, Config
 from trimtab.batches import Rollout
 from trimtab.core import Spec, UsageError
+from trimtab.ops import shuffled
 
 SMALL = Config(hidden=(4,), n_steps=3, batch_size=3, n_epochs=2, gamma=0.9, gae_lambda=0.8, learning_rate=1e-2)
 CASES = {
     "default": SMALL,
-    "clipped": replace(SMALL, clip_range=0.02, clip_range_vf=0.05, ent_coef=0.1, vf_coef=0.7, max_grad_norm=1.0),
+    "clipped": replace(
+        SMALL, n_epochs=3, clip_range=0.02, clip_range_vf=0.05, ent_coef=0.1, vf_coef=0.7, max_grad_norm=1.0
+    ),
     "plain": replace(SMALL, normalise_advantage=False, normalise_obs=False, normalise_reward=False, max_grad_norm=None),
     "annealed": replace(SMALL, anneal_steps=24),
     "shared": replace(SMALL, shared=True),
@@ -95,7 +98,7 @@ class ByHand:
         target, old = advantage + value, self.log_prob(x, action)
         rate = c.learning_rate * (1 - self.updates * t * n / c.anneal_steps if c.anneal_steps else 1.0)
         for k in jr.split(key, c.n_epochs):
-            order = np.asarray(jr.permutation(k, t * n)).reshape(-1, c.batch_size)
+            order = np.asarray(shuffled(k, t * n)).reshape(-1, c.batch_size)
             for rows in order:
                 self.descend(x[rows], action[rows], old[rows], advantage[rows], target[rows], value[rows], rate)
         self.seen = np.concatenate([self.seen, raw])

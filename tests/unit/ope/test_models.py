@@ -106,7 +106,7 @@ def test_training_leaves_the_policy_alone(spec, batch):
     # Training was given the agent's arrays for good; the policy's own are still there and as they were.
     for old, own, new in zip(*map(jax.tree.leaves, (before, policy, trained.given)), strict=True):
         assert (old == np.asarray(own)).all() and (old == np.asarray(new)).all()
-    assert {name: int(count) for name, (_, count) in totals.items()} == dict.fromkeys(
+    assert {name: int(count) for name, (_, count) in totals.named().items()} == dict.fromkeys(
         ("fqe_loss", "fqe_mean", "fqe_grad_norm"), 4
     )
 

@@ -1,9 +1,10 @@
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 
-from trimtab.ops import clipped_surrogate, epochs, explained_variance
+from trimtab.ops import clipped_surrogate, epochs, explained_variance, shuffled
 
 
 def test_the_surrogate_by_hand():
@@ -71,3 +72,25 @@ def test_a_loss_that_is_not_a_number_is_not_taken_for_one_left_out():
 
     _, metrics = epochs(learn, jnp.zeros(()), (12, 4, 1), jr.key(0), "kl", 1.0)
     assert np.isnan(metrics["kl"]) and metrics["skipped"] == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 2048, 2**16, 2**16 + 1])
+def test_a_shuffle_has_each_row_once(count):
+    order = np.asarray(shuffled(jr.key(0), count))
+    assert order.dtype == np.int32 and (np.sort(order) == np.arange(count)).all()
+    again = np.asarray(shuffled(jr.key(1), count))
+    assert count < 3 or (order != again).any()
+
+
+def test_all_orders_are_as_likely():
+    drawn = np.asarray(jax.vmap(lambda key: shuffled(key, 4))(jr.split(jr.key(0), 24_000)))
+    _, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.square(counts - 1000).sum() / 1000 < 49.7  # chi-square of 23 degrees: 1 in 1000
+
+
+def test_equal_random_numbers_leave_no_order():
+    """At 2^16 rows 16 bits are left, so that a round by itself leaves each second row beside one it was before."""
+    orders = np.asarray(jax.vmap(lambda key: shuffled(key, 2**16))(jr.split(jr.key(0), 8)))
+    rises = (np.diff(orders, axis=1) > 0).mean()
+    assert abs(rises - 0.5) < 5 * (1 / 12 / orders.size) ** 0.5  # the standard error of a random order's rises
