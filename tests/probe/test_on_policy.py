@@ -140,11 +140,11 @@ def test_what_users_try_first(tmp_path, case, seed):
 
 
 def test_dqn_learns_cartpole(tmp_path):
-    # What the last network is worth varies: 500, 500, 400, 435 and 451 when this was written.
+    # The last networks, not the best: 500 each when this was written.
     options = dict(seeds=(0, 1, 2, 3, 4), eval_freq=0, log_freq=12_500, log=("csv",), out=tmp_path, quiet=True)
     runs = api.train("dqn", env="trimtab/CartPole-v1", steps=50_000, **options)
     returns = [trimtab.evaluate(trimtab.load(run.path), "trimtab/CartPole-v1", episodes=50)[0] for run in runs]
-    assert sorted(returns[:3])[1] >= 475.0 and min(returns) >= 350.0
+    assert min(returns) >= 475.0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
