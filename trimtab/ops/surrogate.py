@@ -71,7 +71,7 @@ def shuffled(key: PRNGKeyArray, count: int) -> Int[Array, " n"]:
     """0, ..., count - 1 in a random order, as `jax.random.permutation` and several times as fast on a CPU.
 
     That sorts pairs of a random number and an index, in as many rounds as leave equal random numbers without effect.
-    Here both share the bits of one number, whose sort is fast; from 2^16 on the random part would be short of bits.
+    Here both share the bits of one number, whose sort is fast; beyond 2^16 the random part would be short of bits.
     """
     places = max(count - 1, 1).bit_length()
     if places > 16:
