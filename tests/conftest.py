@@ -36,6 +36,9 @@ hypothesis.settings.load_profile("trimtab")
 
 from trimtab.batches import Transition  # noqa: E402
 from trimtab.core import Spec  # noqa: E402
+from trimtab.training.threefry import unroll  # noqa: E402
+
+unroll()  # as every command does, so that no test depends on one before it
 
 
 @pytest.fixture(scope="module", autouse=True)

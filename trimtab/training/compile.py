@@ -1,11 +1,12 @@
 """The only place where training is compiled: `jit`, the scan over updates, `vmap` over seeds, and donation."""
 
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,6 +27,7 @@ from trimtab.core import (
 )
 from trimtab.data.sources import AbstractSource, ReplaySource, ScoredSource, Scores, WorldSource
 from trimtab.envs.gym import Stepped
+from trimtab.training.threefry import unroll
 
 
 class Totals(eqx.Module):
@@ -250,74 +252,124 @@ def act_on(actor: AbstractActor, obs: Any, memory: Any, run_key: PRNGKeyArray, t
     return drawn, actor.applied(drawn), memory
 
 
-class Frame:
-    """How lists of leaves make a source, and an agent with its state and totals. Its hash is worked out once: that of
-    what is static in an agent takes longer at each call than a small network's update."""
+_SMALL = 1024
+"""Leaves of at most so many numbers are kept together between calls: each array that goes into a program and comes out
+of it costs about a microsecond, as much as adding a thousand numbers."""
 
-    def __init__(self, source: Any, carry: Any) -> None:
-        self.source, self.carry = source, carry
-        self._hash = hash((source, carry))
+
+class Frame:
+    """How a source, and an agent with its state and totals, are taken apart: the trees, and the leaves' shapes.
+
+    The leaves of the latter are kept as `parts`: under its place each leaf that is large, and under its type's name one
+    vector of all others of a type. The hash is worked out once: that of what is static in an agent takes longer at each
+    call than a small network's update.
+    """
+
+    def __init__(self, source: Any, carry: Any, shapes: tuple[tuple[tuple[int, ...], Any], ...]) -> None:
+        self.source, self.carry, self.shapes = source, carry, shapes
+        self._all = (source, carry, shapes)
+        self._hash = hash(self._all)
+        self._together: dict[str, list[int]] = {}
+        for i, (shape, dtype) in enumerate(shapes):
+            if math.prod(shape) <= _SMALL and not jnp.issubdtype(dtype, jax.dtypes.extended):
+                self._together.setdefault(str(dtype), []).append(i)
 
     def __hash__(self) -> int:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        same = lambda other: (self.source, self.carry) == (other.source, other.carry)
-        return self is other or (isinstance(other, Frame) and hash(self) == hash(other) and same(other))
+        return self is other or (isinstance(other, Frame) and self._all == other._all)
 
-    def explorer(self, some: dict[int, Any]) -> Any:
-        """The agent's explorer, from the leaves of the carry that it needs."""
-        agent, _, _ = jax.tree.unflatten(self.carry, [some.get(i) for i in range(self.carry.num_leaves)])
+    def parts(self, leaves: list[Any]) -> "Parts":
+        """The leaves of the carry, the small ones of a type in one vector."""
+        alone = set(range(len(leaves))).difference(*self._together.values())
+        together = {name: jnp.concatenate([leaves[i].ravel() for i in of]) for name, of in self._together.items()}
+        return Parts({i: leaves[i] for i in sorted(alone)}, together)
+
+    def leaves(self, parts: "Parts") -> list[Any]:
+        """The inverse of `parts`; None for a leaf that is not in them."""
+        found: list[Any] = [parts.alone.get(i) for i in range(len(self.shapes))]
+        for name, vector in parts.together.items():
+            at = 0
+            for i in self._together[name]:
+                shape, _ = self.shapes[i]
+                size = math.prod(shape)
+                found[i] = jax.lax.slice(vector, (at,), (at + size,)).reshape(shape)
+                at += size
+        return found
+
+    def explorer(self, parts: "Parts") -> Any:
+        """The agent's explorer, from the parts that it needs."""
+        agent, _, _ = jax.tree.unflatten(self.carry, self.leaves(parts))
         return agent.explorer
+
+    def explorers(self) -> tuple[set[int], set[str]]:
+        """The parts that the agent's explorer is made of."""
+        shapes = [jax.ShapeDtypeStruct(*shape) for shape in self.shapes]
+        trace = lambda leaves: jax.tree.leaves(jax.tree.unflatten(self.carry, leaves)[0].explorer)
+        found = jax.make_jaxpr(trace)(shapes).jaxpr
+        used = {id(var) for eqn in found.eqns for var in eqn.invars} | {id(var) for var in found.outvars}
+        needed = {i for i, var in enumerate(found.invars) if id(var) in used}
+        together = {name for name, of in self._together.items() if needed & set(of)}
+        return needed.difference(*self._together.values()), together
+
+
+class Parts(NamedTuple):
+    """Leaves of a `Frame`'s carry."""
+
+    alone: dict[int, Any]
+    together: dict[str, Any]
 
 
 class Held:
     """Agent, source state and totals between the calls of a loop that calls for each step of an environment.
 
-    They are kept as leaves, since taking the trees apart and putting them together again at each call costs more than
+    They are kept in parts, since taking the trees apart and putting them together again at each call costs more than
     the call; `tree` puts them together. The agent's explorer is made inside the call for the same reason, of no more
-    leaves than it is made of. What was handed in belongs to this object from then on: `update` donates it.
+    parts than it is made of. What was handed in belongs to this object from then on: `update` donates it.
     """
 
     def __init__(self, source: AbstractSource, agent: AbstractAgent, state: Any, totals: Totals) -> None:
         self._source, source_def = jax.tree.flatten(source)
-        self._carry, carry_def = jax.tree.flatten((agent, state, totals))
-        self._frame = Frame(source_def, carry_def)
-        self._explorers = _explorers(self._frame, self._carry)
+        leaves, carry_def = jax.tree.flatten((agent, state, totals))
+        self._frame = Frame(source_def, carry_def, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        self._parts = _parts(self._frame, leaves)
+        self._explorers = _explorers(self._frame)
 
     def tree(self) -> tuple[Any, Any, Totals]:
         """Agent, source state and totals."""
-        return jax.tree.unflatten(self._frame.carry, self._carry)
+        return jax.tree.unflatten(self._frame.carry, _leaves(self._frame, self._parts))
 
     def act(self, obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
         """`act` with the agent's explorer."""
-        return _held_act(self._frame, {i: self._carry[i] for i in self._explorers}, obs, run_key, timestep)
+        return _held_act(self._frame, self._explorer(), obs, run_key, timestep)
 
     def act_on(self, obs: Any, memory: Any, run_key: PRNGKeyArray, timestep: Any) -> tuple[Any, Any, Any]:
         """`act_on` with the agent's explorer, on the host."""
-        some = {i: self._carry[i] for i in self._explorers}
-        found = jax.tree.map(np.asarray, _held_act_on(self._frame, some, obs, memory, run_key, timestep))
-        drawn, action, after = found
+        found = _held_act_on(self._frame, self._explorer(), obs, memory, run_key, timestep)
+        drawn, action, after = jax.tree.map(np.asarray, found)
         return drawn, drawn if action is None else action, after
 
     def update(self, run_key: PRNGKeyArray, items: Any, updates: Any) -> None:
         """`chunk`; `items` may be what a `Collector`'s step gave."""
-        self._carry = _held_chunk(self._frame, self._source, self._carry, run_key, items, updates)
+        self._parts = _held_chunk(self._frame, self._source, self._parts, run_key, items, updates)
+
+    def _explorer(self) -> Parts:
+        (alone, together), parts = self._explorers, self._parts
+        return Parts({i: parts.alone[i] for i in alone}, {name: parts.together[name] for name in together})
 
 
-@cache
-def _explorers_of(frame: Frame, shapes: tuple[Any, ...]) -> tuple[int, ...]:
-    def explorer(carry: list[Any]) -> list[Any]:
-        return jax.tree.leaves(frame.explorer(dict(enumerate(carry))))
-
-    found = jax.make_jaxpr(explorer)([jax.ShapeDtypeStruct(*shape) for shape in shapes]).jaxpr
-    used = {id(var) for eqn in found.eqns for var in eqn.invars} | {id(var) for var in found.outvars}
-    return tuple(i for i, var in enumerate(found.invars) if id(var) in used)
+_explorers = cache(Frame.explorers)
 
 
-def _explorers(frame: Frame, carry: list[Any]) -> tuple[int, ...]:
-    """Which leaves of the carry the agent's explorer is made of."""
-    return _explorers_of(frame, tuple((leaf.shape, leaf.dtype) for leaf in carry))
+@partial(jax.jit, static_argnames="frame")
+def _parts(frame: Frame, leaves: list[Any]) -> Parts:
+    return frame.parts(leaves)
+
+
+@partial(jax.jit, static_argnames="frame")
+def _leaves(frame: Frame, parts: Parts) -> list[Any]:
+    return frame.leaves(parts)
 
 
 _SHORT: dict[str, Any] = dict(compiler_options={"xla_cpu_enable_concurrency_optimized_scheduler": False})
@@ -326,29 +378,29 @@ parts."""
 
 
 @partial(jax.jit, static_argnames="frame", **_SHORT)
-def _held_act(frame: Frame, some: dict[int, Any], obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
-    return act(frame.explorer(some), obs, run_key, timestep)
+def _held_act(frame: Frame, parts: Parts, obs: Any, run_key: PRNGKeyArray, timestep: Any) -> Array:
+    return act(frame.explorer(parts), obs, run_key, timestep)
 
 
 @partial(jax.jit, static_argnames="frame", **_SHORT)
 def _held_act_on(
-    frame: Frame, some: dict[int, Any], obs: Any, memory: Any, run_key: PRNGKeyArray, timestep: Any
+    frame: Frame, parts: Parts, obs: Any, memory: Any, run_key: PRNGKeyArray, timestep: Any
 ) -> tuple[Any, Any, Any]:
     """`act_on`; no action where it is what was drawn, since each array costs its way to the host."""
-    actor = frame.explorer(some)
+    actor = frame.explorer(parts)
     drawn, after = actor.draw(obs, memory, jr.fold_in(run_key, timestep))
     action = actor.applied(drawn)
     return drawn, None if action is drawn else action, after
 
 
-@partial(jax.jit, static_argnames="frame", donate_argnames="carry", **_SHORT)
+@partial(jax.jit, static_argnames="frame", donate_argnames="parts", **_SHORT)
 def _held_chunk(
-    frame: Frame, source: list[Any], carry: list[Any], run_key: PRNGKeyArray, items: Any, updates: Array
-) -> list[Any]:
-    agent, state, totals = jax.tree.unflatten(frame.carry, carry)
+    frame: Frame, source: list[Any], parts: Parts, run_key: PRNGKeyArray, items: Any, updates: Array
+) -> Parts:
+    agent, state, totals = jax.tree.unflatten(frame.carry, frame.leaves(parts))
     rows = items.rows() if isinstance(items, Stepped) else items
     found = jax.tree.unflatten(frame.source, source)
-    return jax.tree.leaves(_chunk(found, agent, state, totals, run_key, rows, updates))
+    return frame.parts(jax.tree.leaves(_chunk(found, agent, state, totals, run_key, rows, updates)))
 
 
 @jax.jit
@@ -358,13 +410,15 @@ def all_finite(tree: Any) -> Array:
 
 
 def configure(device: str = "auto") -> None:
-    """Chooses the device and turns on the persistent compile cache, so that a second start compiles nothing.
+    """Chooses the device, turns on the persistent compile cache, so that a second start compiles nothing, and has random
+    numbers drawn without a loop.
 
     `device` is auto, cpu or gpu. The cache is in `$TRIMTAB_CACHE`, else `$XDG_CACHE_HOME/trimtab`, else
     `~/.cache/trimtab`, unless JAX has been given one already. Raises `UsageError` if there is no such device.
     """
     if device not in ("auto", "cpu", "gpu"):
         raise UsageError(f"unknown device {device!r}: choose auto, cpu or gpu")
+    unroll()
     if jax.config.values["jax_compilation_cache_dir"] is None:
         root = os.environ.get("TRIMTAB_CACHE") or os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "trimtab"
