@@ -410,8 +410,8 @@ def all_finite(tree: Any) -> Array:
 
 
 def configure(device: str = "auto") -> None:
-    """Chooses the device, turns on the persistent compile cache, so that a second start compiles nothing, and has random
-    numbers drawn without a loop.
+    """Chooses the device, turns on the persistent compile cache, so that a second start compiles nothing, and has
+    random numbers drawn without a loop on CPUs.
 
     `device` is auto, cpu or gpu. The cache is in `$TRIMTAB_CACHE`, else `$XDG_CACHE_HOME/trimtab`, else
     `~/.cache/trimtab`, unless JAX has been given one already. Raises `UsageError` if there is no such device.
