@@ -169,6 +169,17 @@ def test_a_reset_makes_the_policy_its_own_reference_and_a_resumed_run_has_it(pla
     assert values(run, "train/kl") == whole and (checkpoints / "checkpoint-4" / "reference.pt").exists()
 
 
+def test_entropy_is_kept_up(place, tmp_path, capsys):
+    flags = ["--steps", "4", "--learning-rate", "1e-2"]
+    assert train(place, *flags, "--name", "plain", out=tmp_path) == 0
+    plain = values(folder_of(capsys), "train/entropy")
+    assert train(place, *flags, "--entropy-coef", "1", "--name", "kept", out=tmp_path) == 0
+    kept = values(folder_of(capsys), "train/entropy")
+    assert kept[0] == plain[0] and kept[3] > plain[3] + 1e-3, (plain, kept)
+    assert train(place, "--entropy-coef", "1", trainer="rloo", out=tmp_path) == 2
+    fails(capsys, 2, "--entropy-coef is grpo's, not rloo's")
+
+
 def test_commands_for_agents_say_what_a_language_run_has(whole, capsys):
     for command in ("eval", "diagnose", "export"):
         assert main([command, str(whole)]) == 2
@@ -372,6 +383,7 @@ def test_no_reward_is_dropped_in_silence(tmp_path):
         (["--probe-freq", "0"], ["--probe-freq must be at least 1, got 0"]),
         (["--checkpoint-freq", "-5"], ["--checkpoint-freq must be at least 0, got -5"]),
         (["--reset-reference", "-1", "--beta", "1"], ["--reset-reference must be at least 0, got -1"]),
+        (["--entropy-coef", "-0.1"], ["--entropy-coef must be at least 0, got -0.1"]),
         (["--temperature", "0"], ["--temperature must be above 0, got 0.0"]),
         (["--algorithm", "gradreg", "--gamma", "1", "--eps", "0"], ["--eps must be above 0, got 0.0"]),
         (["--algorithm", "gradreg", "--gamma", "inf"], ["--gamma must be at least 0, got inf"]),

@@ -61,6 +61,8 @@ class Flags:
     """the gradient is clipped to this norm."""
     beta: float = 0.0
     """weight of the KL divergence to the reference."""
+    entropy_coef: float = 0.0
+    """weight of the policy's mean entropy a token, which keeps rare actions sampled; grpo's."""
     reset_reference: int = 0
     """steps after which the policy becomes the reference; 0: never. With --beta."""
     loss: str = "dapo"
@@ -147,6 +149,7 @@ LEAST = {
     "learning_rate": 0.0,
     "max_grad_norm": 0.0,
     "beta": 0.0,
+    "entropy_coef": 0.0,
     "gamma": 0.0,
     "coef": 0.0,
 }
@@ -182,6 +185,8 @@ def check(flags: Flags, trainer: str) -> None:
     if flags.loss not in LOSSES:
         near = difflib.get_close_matches(flags.loss, LOSSES, n=1)
         raise UsageError(f"unknown loss {flags.loss!r}: {f'did you mean {near[0]!r}?' if near else ', '.join(LOSSES)}")
+    if flags.entropy_coef and trainer != "grpo":
+        raise UsageError(f"--entropy-coef is grpo's, not {trainer}'s: train grpo, or leave it out")
     if flags.reset_reference and not flags.beta:
         raise UsageError("--reset-reference needs --beta above 0: without it there is no reference")
     if flags.reset_reference and flags.lora:

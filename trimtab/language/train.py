@@ -344,7 +344,7 @@ def arguments(trainer: str, flags: Flags, built: Built, folder: Path) -> Any:
         gr_exclude=flags.gr_exclude,
     )
     if trainer == "grpo":
-        shared |= dict(loss_type=flags.loss, scale_rewards=flags.scale_rewards)
+        shared |= dict(loss_type=flags.loss, scale_rewards=flags.scale_rewards, entropy_coef=flags.entropy_coef)
     else:
         shared |= dict(normalize_advantages=flags.scale_rewards != "none")
     try:
