@@ -316,6 +316,41 @@ def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dat
     assert_same_run(folder / "often", folder / "whole")
 
 
+@pytest.mark.parametrize("agent", ["fino", "qc-fql"])
+@pytest.mark.thorough
+def test_several_environments_are_resumed_in_each_phase(cli, crash_at, tmp_path, dataset, agent):
+    """FINO with its temperature, and plans of several actions, in two environments side by side."""
+    args = f"train {agent} --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 150 --online-steps 120"
+    args += f" {ONLINE} --num-envs 2 --log-freq 50 --eval-freq 100 --checkpoint-freq 70 --out {tmp_path}"
+    args += " --agent.entropy-every 20" if agent == "fino" else ""
+    folder = tmp_path / "InvertedPendulum-v5" / agent
+    assert cli(*args.split(), "--name", "whole").status == 0
+    for step in (110, 150, 230):
+        crash_at(step)
+        with pytest.raises(Crash):
+            cli(*args.split(), "--name", f"crashed_{step}")
+        found = cli("resume", folder / f"crashed_{step}")
+        assert found.status == 0, found.err
+        assert_same_run(folder / f"crashed_{step}", folder / "whole")
+
+
+@pytest.mark.thorough
+def test_seeds_that_train_together_are_resumed_in_each_phase(cli, crash_at, tmp_path):
+    assert cli("data", "make", "two-route", "--episodes", "20", "--out", tmp_path).status == 0
+    args = f"train fql --env trimtab/TwoRoute-v0 --dataset {tmp_path}/two-route.npz --offline-steps 150 --seeds 3 5"
+    args += f" {ONLINE} --online-steps 120 --log-freq 50 --eval-freq 100 --checkpoint-freq 70 --out {tmp_path}"
+    folder = tmp_path / "trimtab" / "TwoRoute-v0" / "fql"
+    assert cli(*args.split(), "--name", "whole").status == 0
+    for step in (110, 150, 230):
+        crash_at(step)
+        with pytest.raises(Crash):
+            cli(*args.split(), "--name", f"crashed_{step}")
+        found = cli("resume", folder / f"crashed_{step}_s5")
+        assert found.status == 0, found.err
+        for seed in (3, 5):
+            assert_same_run(folder / f"crashed_{step}_s{seed}", folder / f"whole_s{seed}")
+
+
 @pytest.mark.thorough
 def test_data_beside_an_agent_that_has_learnt_nothing_yet(cli, crash_at, tmp_path, dataset):
     """RLPD: no offline updates, random steps first, half of each batch data; killed, it ends with the same bits."""
