@@ -13,12 +13,14 @@ from jaxtyping import Array, PRNGKeyArray
 
 import trimtab
 from trimtab import api
+from trimtab.agents import dqn
 from trimtab.agents.ppo import Config
 from trimtab.cli.main import main
 from trimtab.core import AbstractEnv, Spec, Step
 from trimtab.envs.register import register
 from trimtab.papers import mepoly
 from trimtab.papers.recipe import folder
+from trimtab.presets.dqn import PRESETS
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +145,16 @@ def test_dqn_learns_cartpole(tmp_path):
     # The last networks, not the best: 500 each when this was written.
     options = dict(seeds=(0, 1, 2, 3, 4), eval_freq=0, log_freq=12_500, log=("csv",), out=tmp_path, quiet=True)
     runs = api.train("dqn", env="trimtab/CartPole-v1", steps=50_000, **options)
+    returns = [trimtab.evaluate(trimtab.load(run.path), "trimtab/CartPole-v1", episodes=50)[0] for run in runs]
+    assert min(returns) >= 475.0
+
+
+def test_a_distribution_of_returns_learns_cartpole(tmp_path):
+    # 500 each when this was written.
+    fields = dict(PRESETS["trimtab/CartPole-v1"])
+    options = dict(num_envs=fields.pop("num_envs"), seeds=(0, 1), eval_freq=0, log=("csv",), out=tmp_path, quiet=True)
+    config = dqn.Config(critic="c51", **fields)
+    runs = api.train("dqn", env="trimtab/CartPole-v1", steps=50_000, config=config, **options)
     returns = [trimtab.evaluate(trimtab.load(run.path), "trimtab/CartPole-v1", episodes=50)[0] for run in runs]
     assert min(returns) >= 475.0
 

@@ -2,8 +2,8 @@
 
 1. DoorWorld-1 (100 steps of two methods at smoke scale): GRPO learns what is right at open doors and does it at locked
    ones too; with the classification loss it does not, and with labels by lot, or with a classifier that shares nothing
-   with the policy, it does. Ten seeds at small scale, three of the controls: one run in ten ends in another trap, so
-   that three would say little. `trimtab/language/testbeds.py`.
+   with the policy, it does. Ten seeds at small scale, three of the controls: without the entropy's weight one run in
+   ten ends in another trap, so that three would say little. `trimtab/language/testbeds.py`.
 2. DoorWorld-N (small and paper): corridors, through the trainer's rollout function.
 3. Paper scale also writes `commands.txt`: settings for a GPU and real models.
 """
@@ -25,8 +25,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "GRPO + GCD, separate classifier": dict(coef=0.5, separate=True),
     "GRPO + GCD, lambda 0.1": dict(coef=0.1),
     "GRPO + GCD, lambda 1": dict(coef=1.0),
+    "GRPO + GCD, no entropy": dict(coef=0.5, entropy=0.0),
+    "GRPO, entropy 0.03": dict(entropy=0.03),
 }
-MAIN = (*FEW, "GRPO + GCD, lambda 0.1")
+MAIN = (*FEW, "GRPO + GCD, lambda 0.1", "GRPO + GCD, no entropy")
 TEN = tuple(range(10))
 """Seeds of `MAIN`."""
 
