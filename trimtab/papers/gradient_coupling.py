@@ -25,10 +25,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "GRPO + GCD, separate classifier": dict(coef=0.5, separate=True),
     "GRPO + GCD, lambda 0.1": dict(coef=0.1),
     "GRPO + GCD, lambda 1": dict(coef=1.0),
+    "GRPO, no entropy": dict(entropy=0.0),
     "GRPO + GCD, no entropy": dict(coef=0.5, entropy=0.0),
     "GRPO, entropy 0.03": dict(entropy=0.03),
 }
-MAIN = (*FEW, "GRPO + GCD, lambda 0.1", "GRPO + GCD, no entropy")
+MAIN = (*FEW, "GRPO + GCD, lambda 0.1", "GRPO, no entropy", "GRPO + GCD, no entropy")
 TEN = tuple(range(10))
 """Seeds of `MAIN`."""
 
