@@ -163,6 +163,7 @@ def test_classification_untangles_the_doors_in_the_mean_of_ten(tmp_path):
     judge(results, tuple(claim for claim in LEARNT if claim[0] in ("GRPO", "GRPO + GCD")))
     assert len(results.checks) == 4 and not results.failed(), results.table()
     assert mean(results, DOORS, "GRPO + GCD", "gradient_cosine, step 100") < 0.1, results.table()
+    assert mean(results, DOORS, "GRPO + GCD", "gradient_cosine, step 200") < 0.1, results.table()
 
 
 @pytest.mark.slow
