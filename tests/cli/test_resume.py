@@ -316,6 +316,19 @@ def test_offline_to_online_is_resumed_in_each_phase(cli, crash_at, tmp_path, dat
     assert_same_run(folder / "often", folder / "whole")
 
 
+def crash_and_resume(cli, crash_at, args: str, folder: Path, endings: list[str]) -> None:
+    """Dies before the switch at step 150, at it, and after it; the last of the runs that train together is resumed, and
+    all equal the ones called whole."""
+    for step in (110, 150, 230):
+        crash_at(step)
+        with pytest.raises(Crash):
+            cli(*args.split(), "--name", f"crashed_{step}")
+        found = cli("resume", folder / f"crashed_{step}{endings[-1]}")
+        assert found.status == 0, found.err
+        for ending in endings:
+            assert_same_run(folder / f"crashed_{step}{ending}", folder / f"whole{ending}")
+
+
 @pytest.mark.parametrize("agent", ["fino", "qc-fql"])
 @pytest.mark.thorough
 def test_several_environments_are_resumed_in_each_phase(cli, crash_at, tmp_path, dataset, agent):
@@ -325,13 +338,7 @@ def test_several_environments_are_resumed_in_each_phase(cli, crash_at, tmp_path,
     args += " --agent.entropy-every 20" if agent == "fino" else ""
     folder = tmp_path / "InvertedPendulum-v5" / agent
     assert cli(*args.split(), "--name", "whole").status == 0
-    for step in (110, 150, 230):
-        crash_at(step)
-        with pytest.raises(Crash):
-            cli(*args.split(), "--name", f"crashed_{step}")
-        found = cli("resume", folder / f"crashed_{step}")
-        assert found.status == 0, found.err
-        assert_same_run(folder / f"crashed_{step}", folder / "whole")
+    crash_and_resume(cli, crash_at, args, folder, [""])
 
 
 @pytest.mark.thorough
@@ -341,14 +348,7 @@ def test_seeds_that_train_together_are_resumed_in_each_phase(cli, crash_at, tmp_
     args += f" {ONLINE} --online-steps 120 --log-freq 50 --eval-freq 100 --checkpoint-freq 70 --out {tmp_path}"
     folder = tmp_path / "trimtab" / "TwoRoute-v0" / "fql"
     assert cli(*args.split(), "--name", "whole").status == 0
-    for step in (110, 150, 230):
-        crash_at(step)
-        with pytest.raises(Crash):
-            cli(*args.split(), "--name", f"crashed_{step}")
-        found = cli("resume", folder / f"crashed_{step}_s5")
-        assert found.status == 0, found.err
-        for seed in (3, 5):
-            assert_same_run(folder / f"crashed_{step}_s{seed}", folder / f"whole_s{seed}")
+    crash_and_resume(cli, crash_at, args, folder, ["_s3", "_s5"])
 
 
 @pytest.mark.thorough
