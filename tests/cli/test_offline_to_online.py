@@ -90,7 +90,8 @@ def test_steps_of_a_comparison_are_flags(cli, tmp_path):
     assert_one_line(cli(*f"reproduce fino --out {tmp_path} --online-steps 10".split()), 2, "scale small")
     assert_one_line(cli(*f"reproduce fino {small} --offline-steps 3".split()), 2, "offline-steps must be at least 4")
     assert comparison.budget_of("small", 400, None) == comparison.Budget(offline=400)
-    for method, often, episodes in (("FQL", "20", "50"), ("FINO", "20", "100"), ("IQL", "200", "50")):
+    expected = (("FQL", "210", "50"), ("FINO", "210", "100"), ("IQL", "200", "50"), ("RLPD", "20", "50"))
+    for method, often, episodes in expected:
         job = comparison.jobs(tmp_path, comparison.budget_of("small", 400, 40), (method,))[0]
         asked = dict(pairwise(job.flags))
         assert asked["--eval-freq"] == often and asked["--eval-episodes"] == episodes

@@ -25,6 +25,7 @@ from tests.representative import every_agent
 from trimtab.agents import AGENTS, batch_class, config_class
 from trimtab.batches import Chunk, Rollout, Sarsa, ToGo
 from trimtab.core import Spec, UsageError
+from trimtab.nets.standardise import Standardise
 
 # Random rewards are nobody's "not reached": without a mask all rows count.
 SMALL: dict[str, dict[str, Any]] = {
@@ -448,3 +449,47 @@ def test_acting_follows_learning(rig, make_obs):
 def test_the_policy_is_a_small_part_of_the_agent(rig):
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     assert size(rig.agent.policy) < 0.5 * size(rig.agent)
+
+
+# Standardised observations
+
+STANDARDISING = [
+    (name, fields)
+    for name in sorted(AGENTS)
+    if "normalize_obs" in {f.name for f in dataclasses.fields(config_class(AGENTS[name]))}
+    for fields in {
+        "bc": ({}, {"policy": "deterministic"}, {"policy": "flow"}),
+        "sac-flow-chunked": ({}, {"velocity": "decoder"}, {"velocity": "mlp"}),
+    }.get(name, ({},))
+]
+"""Agents that can standardise, and fields that choose a network of theirs."""
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [pytest.param(*each, marks=() if each[0] == "fql" else (pytest.mark.thorough,)) for each in STANDARDISING],
+)
+def test_all_networks_see_standardised_observations(name, fields, spec, make_batch, make_obs):
+    """On data that are moved and widened, an agent that knows their moments is the plain one on those as they were."""
+    assert {"iql", "fql", "qc-fql", "ifql", "fac", "fino", "rlpd", "cal-ql", "sac-flow-chunked"} <= dict(
+        STANDARDISING
+    ).keys()
+    known = dataclasses.replace(spec, obs_mean=np.full(3, 5.0, np.float32), obs_std=np.full(3, 2.0, np.float32))
+    move = lambda obs: 5.0 + 2.001 * obs
+    plain = small_agent(name, jr.key(0), known, normalize_obs=False, **fields)
+    scaled = small_agent(name, jr.key(0), known, normalize_obs=True, **fields)
+    batch = make_data(name, make_batch, spec, jr.key(1), 16)
+    moved = dataclasses.replace(batch, obs=move(batch.obs), next_obs=move(batch.next_obs))
+    obs = make_obs(spec, jr.key(2), (4,))
+    for one, other in ((scaled.policy, plain.policy), (scaled.explorer, plain.explorer)):
+        np.testing.assert_allclose(one(move(obs), jr.key(3)), other(obs, jr.key(3)), atol=1e-4)
+    update = jax.jit(plain_update)
+    (new, found), (_, wanted) = update(scaled, moved, jr.key(4)), update(plain, batch, jr.key(4))
+    for metric, value in wanted.items():
+        np.testing.assert_allclose(found[metric], value, rtol=2e-3, atol=2e-4, err_msg=metric)
+    assert any(float(jnp.abs(found[m] - update(scaled, batch, jr.key(4))[1][m])) > 0.01 for m in found)
+    is_moments = lambda node: isinstance(node, Standardise)
+    pairs = [[x for x in jax.tree.leaves(tree, is_leaf=is_moments) if is_moments(x)] for tree in (scaled, new)]
+    assert pairs[0] and len(pairs[0]) == len(pairs[1])
+    for before, after in zip(*pairs, strict=True):
+        assert_bits(before, after)

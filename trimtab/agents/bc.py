@@ -51,7 +51,7 @@ class Config:
     flow_steps: int = 10
     """Euler steps of the flow's rollouts."""
     normalize_obs: bool = False
-    """standardise observations over the data set; not for flow and polynomial."""
+    """standardise observations over the data set; not for polynomial."""
     batch_size: int = 256
     """transitions in one update."""
 
@@ -74,7 +74,7 @@ class BC(AbstractAgent):
         elif config.policy == "deterministic":
             actor = Deterministic.create(spec, config.hidden, key, standardise=config.normalize_obs)
         elif config.policy == "flow":
-            actor = imitator(spec, config.hidden, config.flow_steps, key)
+            actor = imitator(spec, config.hidden, config.flow_steps, key, standardise=config.normalize_obs)
         elif config.policy == "polynomial":
             family = Family.create(config.order, spec.action_size, config.points)
             actor = PolynomialPolicy.create(spec, family, config.hidden, key)

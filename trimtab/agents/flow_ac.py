@@ -91,6 +91,8 @@ class Config:
     """what they are drawn from: "rademacher", which varies less, or "gaussian"."""
     proxy_steps: int = 50_000
     """updates of the proxy before the first one of critic and actor; offline-steps do not count them."""
+    normalize_obs: bool = False
+    """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
     """widths of the hidden layers of all networks."""
     critic_norm: str | None = "layer_after"
@@ -141,10 +143,11 @@ class FlowAC(AbstractScorer):
             raise UsageError(f"quantile must be at least 0 and less than 1, got {config.quantile}")
         k_proxy, k_actor, k_critic = jr.split(key, 3)
         norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
+        inputs: dict[str, Any] = dict(standardise=config.normalize_obs)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm, **inputs)
         nets: dict[str, Any] = dict(
-            proxy=imitator(spec, config.hidden, config.flow_steps, k_proxy),
-            actor=OneStep.create(spec, config.hidden, k_actor),
+            proxy=imitator(spec, config.hidden, config.flow_steps, k_proxy, **inputs),
+            actor=OneStep.create(spec, config.hidden, k_actor, **inputs),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}

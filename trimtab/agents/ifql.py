@@ -47,6 +47,8 @@ class Config:
     """discount factor; 0.995 for long tasks."""
     tau: float = 0.005
     """share of the new critic mixed into the target at each update."""
+    normalize_obs: bool = False
+    """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
     """widths of the hidden layers of all networks; gelu."""
     critic_norm: str | None = "layer_after"
@@ -80,9 +82,10 @@ class IFQL(AbstractAgent):
             raise UsageError(f"candidates must be at least 1, got {config.candidates}")
         k_actor, k_critic, k_value = jr.split(key, 3)
         norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
+        inputs: dict[str, Any] = dict(standardise=config.normalize_obs)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm, **inputs)
         nets: dict[str, Any] = dict(
-            actor=imitator(spec, config.hidden, config.flow_steps, k_actor),
+            actor=imitator(spec, config.hidden, config.flow_steps, k_actor, **inputs),
             critic=Critic.create(spec, config.hidden, 2, k_critic, **shape),
             value=Value.create(spec, config.hidden, k_value, **shape),
         )

@@ -65,6 +65,8 @@ class Config:
     """discount factor, of each step."""
     tau: float = 0.005
     """share of the new critic mixed into the target at each update."""
+    normalize_obs: bool = False
+    """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
     """widths of the hidden layers of all networks; gelu."""
     critic_members: int = 2
@@ -106,10 +108,11 @@ class QCFQL(AbstractAgent):
         )
         k_actor, k_flow, k_critic = jr.split(key, 3)
         norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
-        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm)
+        inputs: dict[str, Any] = dict(standardise=config.normalize_obs)
+        shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm, **inputs)
         nets: dict[str, Any] = dict(
-            actor=OneStep.create(chunks, config.hidden, k_actor),
-            flow=imitator(chunks, config.hidden, config.flow_steps, k_flow),
+            actor=OneStep.create(chunks, config.hidden, k_actor, **inputs),
+            flow=imitator(chunks, config.hidden, config.flow_steps, k_flow, **inputs),
             critic=Critic.create(chunks, config.hidden, config.critic_members, k_critic, **shape),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}

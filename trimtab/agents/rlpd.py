@@ -59,6 +59,8 @@ class Config:
     """discount factor."""
     tau: float = 0.005
     """share of the new critic mixed into the target at each critic step."""
+    normalize_obs: bool = False
+    """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of actor and critics; a third one of 256 for AntMaze."""
     batch_size: int = 256
@@ -94,9 +96,10 @@ class RLPD(AbstractAgent):
         if config.target_entropy is None:
             config = replace(config, target_entropy=-0.5 * spec.action_size)
         k_actor, k_critic = jr.split(key)
-        shape: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers, init="glorot")
+        inputs: dict[str, Any] = dict(init="glorot", standardise=config.normalize_obs)
+        shape: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers, **inputs)
         nets: dict[str, Any] = dict(
-            actor=TanhGaussian.create(spec, config.hidden, k_actor, init="glorot"),
+            actor=TanhGaussian.create(spec, config.hidden, k_actor, **inputs),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
             log_alpha=jnp.log(jnp.float32(config.init_ent_coef)),
         )
@@ -183,4 +186,4 @@ class RLPD(AbstractAgent):
 def some_members(critic: Critic, n: int, key: PRNGKeyArray) -> Critic:
     """`n` different members of an ensemble, drawn at random: only they are computed."""
     which = jr.permutation(key, critic.mlp.layers[0].weight.shape[0])[:n]
-    return jax.tree.map(lambda leaf: leaf[which], critic)
+    return replace(critic, mlp=jax.tree.map(lambda leaf: leaf[which], critic.mlp))

@@ -73,6 +73,8 @@ class Config:
     """correct the drift for that noise, as the paper does and the official code does not."""
     ent_coef: float = 0.0
     """alpha, fixed."""
+    normalize_obs: bool = False
+    """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of critics and of the flow's networks (paper: 512, four times)."""
     gate_hidden: tuple[int, ...] = (256,)
@@ -124,9 +126,8 @@ class SACFlowChunked(AbstractAgent):
             action_low=spec.action_low * config.chunk,
             action_high=spec.action_high * config.chunk,
         )
-        critic = Critic.create(
-            chunks, config.hidden, config.critic_members, k_critic, activation="gelu", norm="layer", init="glorot"
-        )
+        shape: dict[str, Any] = dict(activation="gelu", norm="layer", init="glorot", standardise=config.normalize_obs)
+        critic = Critic.create(chunks, config.hidden, config.critic_members, k_critic, **shape)
         nets: dict[str, Any] = dict(actor=_make_actor(chunks, config, k_actor), critic=critic)
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}
         return cls(**nets, target=copy(critic), opt=opt, step=jnp.int32(0), config=config)
@@ -218,17 +219,18 @@ def _latent(action: Float[Array, "b plan"]) -> Float[Array, "b plan"]:
 
 def _make_actor(chunks: Spec, config: Config, key: PRNGKeyArray) -> FlowPolicy:
     """The flow over chunks that `config` describes. Raises `UsageError` for an unknown velocity or norm."""
+    shape: dict[str, Any] = dict(std_head=False, standardise=config.normalize_obs)
     if config.velocity == "gated":
         velocity = GatedVelocity.create(
             chunks,
             key,
             hidden=config.hidden,
             gate_hidden=config.gate_hidden,
-            std_head=False,
             input_norm=False,
             time_embedding=False,
             activation="gelu",
             init="glorot",
+            **shape,
         )
     elif config.velocity == "decoder":
         if config.decoder_norm == "post_brn":
@@ -239,11 +241,11 @@ def _make_actor(chunks: Spec, config: Config, key: PRNGKeyArray) -> FlowPolicy:
             d_model=config.d_model,
             layers=config.decoder_layers,
             norm=config.decoder_norm,
-            std_head=False,
+            **shape,
         )
     elif config.velocity == "mlp":
         velocity = MLPVelocity.create(
-            chunks, key, hidden=config.hidden, std_head=False, input_norm=False, activation="gelu", init="glorot"
+            chunks, key, hidden=config.hidden, input_norm=False, activation="gelu", init="glorot", **shape
         )
     else:
         raise UsageError(f"unknown velocity {config.velocity!r}: choose gated, decoder or mlp")

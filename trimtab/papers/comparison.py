@@ -26,18 +26,23 @@ CUBE, MAZE = "cube-single-play-singletask-task2-v0", "pointmaze-medium-navigate-
 class Budget:
     """How long the runs of a comparison are."""
 
-    offline: int = 12_000
+    offline: int = 30_000
     """updates on the data."""
     online: int = 6_000
     """environment steps after them, of agents that go online."""
     seeds: tuple[int, ...] = (0, 1, 2)
     episodes: int = 50
-    """episodes of an evaluation; twice as many for agents of which the switch is watched. There is one at half and at
-    the end of what a method learns offline, or at each half of the steps online where that comes first."""
+    """episodes of an evaluation; twice as many for agents of which the switch is watched. Each phase that a method has
+    is evaluated about half-way and at its end."""
     data: tuple[int | None, int | None] = (100, 200)
     """episodes of data made for the cube and for the maze, of 1,000 steps; None: as many as OGBench has."""
     small: bool = True
     """whether networks and batches are small."""
+
+    def often(self) -> int:
+        """Steps between the evaluations of a run through both phases. The second multiple is the middle of the steps
+        online; the switch is evaluated whatever its number."""
+        return max(1, (self.offline + self.online // 2) // 2)
 
 
 SMOKE = Budget(400, 200, seeds=(0,), episodes=2, data=(4, 4))
@@ -77,28 +82,36 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     """Method -> agent and config for a task."""
     cube, small = env == CUBE, budget.small
     nets: dict[str, Any] = dict(hidden=(256, 256), batch_size=128) if small else {}
+    # The maze is seen by two coordinates, of 0 to 20: nets that start near linear are slow to tell walls apart in them.
+    nets |= {} if cube else dict(normalize_obs=True)
+    rates: dict[str, Any] = dict(learning_rate=1e-3) if small and not cube else {}
     shared: dict[str, Any] = nets | (dict(buffer_size=300_000) if small else {})
-    alpha, agg = (300.0, "mean") if cube else (10.0, "min")
+    shared |= rates | (dict(tau=0.02) if rates else {})
+    alpha, agg = (300.0, "mean") if cube else (0.1, "min")
     flow: dict[str, Any] = dict(alpha=alpha, q_agg=agg, **shared)
-    fac: dict[str, Any] = dict(alpha=0.5, lam=10.0) if cube else dict(alpha=0.5, lam=0.1, threshold="dataset")
-    fac |= dict(gamma=0.99, proxy_steps=max(1, budget.offline // 2)) if small else {}
+    # The distance is a mean over dimensions: of five actions in a row it weighs a fifth in each of them.
+    chunks: dict[str, Any] = flow | ({} if cube else dict(alpha=5 * alpha))
+    fac: dict[str, Any] = dict(alpha=0.5, lam=10.0) if cube else dict(alpha=0.5, lam=0.01, threshold="dataset")
+    fac |= dict(gamma=0.99, proxy_steps=max(1, budget.offline // 2), probes=int(cube)) if small else {}
     tie, pull = (1.0, 0.0) if cube else (0.003, 0.01)
     # Steps cost until the goal is reached, so RLPD leaves entropy out of its targets, as its authors do for such tasks.
     mixed: dict[str, Any] = dict(backup_entropy=False, target_members=2 if cube else 1)
     starts: dict[str, Any] = dict(learning_starts=max(1, budget.online // 6)) if small else {}
     mixed |= starts | (dict(utd=4) if small else {})
     bounded: dict[str, Any] = starts | dict(lagrange=not cube) | (dict(cql_actions=4) if small else {})
+    apart: dict[str, Any] = dict(actor_lr=3e-4, critic_lr=1e-3) if rates else {}
+    calibrated: dict[str, Any] = bounded | apart | {k: v for k, v in shared.items() if k != "learning_rate"}
     gated: dict[str, Any] = dict(d_model=64, learning_starts=1) if small else {}
     return {
-        "BC": ("bc", bc.Config(**nets)),
+        "BC": ("bc", bc.Config(**nets, **rates)),
         "IQL": ("iql", iql.Config(expectile=0.9, beta=1.0 if cube else 10.0, **shared)),
         "ReBRAC": ("rebrac", rebrac.Config(alpha_actor=tie, alpha_critic=pull, **shared)),
         "IFQL": ("ifql", ifql.Config(**shared)),
         "FAC": ("fac", flow_ac.Config(q_agg=agg, **fac, **shared)),
         "FQL": ("fql", fql.Config(**flow)),
         "FINO": ("fino", fino.Config(entropy_every=1_000 if small else 50_000, **flow)),
-        "Cal-QL": ("cal-ql", cal_ql.Config(**bounded, **shared)),
-        "QC-FQL": ("qc-fql", qc_fql.Config(**flow)),
+        "Cal-QL": ("cal-ql", cal_ql.Config(**calibrated)),
+        "QC-FQL": ("qc-fql", qc_fql.Config(**chunks)),
         "SAC Flow": ("sac-flow-chunked", sac_flow_chunked.Config(**gated, **shared)),
         "RLPD": ("rlpd", rlpd.Config(**mixed, **shared)),
     }
@@ -113,7 +126,9 @@ def jobs(data: Path, budget: Budget, methods: tuple[str, ...] = (), tasks: tuple
 def _job(env: str, method: str, seed: int, data: Path, budget: Budget) -> Job:
     agent, config = configs(env, budget)[method]
     alone = method in OFFLINE
-    often = max(1, budget.offline // 2 if alone else min(budget.offline, budget.online) // 2)
+    often = max(1, budget.offline // 2) if alone else budget.often()
+    if method == "RLPD":
+        often = max(1, budget.online // 2)
     options: dict[str, Any] = dict(dataset=str(data / f"{data_name(env)}.npz"), eval_freq=often)
     options |= dict(eval_episodes=budget.episodes * (2 if method in WATCHED else 1))
     options |= dict(checkpoint_freq=max(1, budget.offline // 2), log=("csv",))

@@ -244,8 +244,7 @@ def noise_jobs(data: Path, budget: Budget) -> list[Job]:
     plans = {"FQL": plain} | {
         f"FINO, {noise}": (guided[0], fino.Config(**{**vars(guided[1]), "noise": noise})) for noise in NOISES
     }
-    often = max(1, min(budget.offline, budget.online) // 2)
-    options: dict[str, Any] = dict(dataset=str(data / f"{data_name(CUBE)}.npz"), eval_freq=often)
+    options: dict[str, Any] = dict(dataset=str(data / f"{data_name(CUBE)}.npz"), eval_freq=budget.often())
     options |= dict(offline_steps=budget.offline, online_steps=budget.online, eval_episodes=2 * budget.episodes)
     for seed in budget.seeds:
         for name, (agent, config) in plans.items():

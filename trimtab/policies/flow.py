@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from trimtab.core import AbstractPolicy, Metrics, Spec, UsageError
 from trimtab.nets.critic import Critic
 from trimtab.nets.mlp import MLP, concat
+from trimtab.nets.standardise import Standardise, flatten
 from trimtab.ops import standard_log_prob, tanh_log_det, unit_scale
 from trimtab.policies.velocity import AbstractVelocity
 from trimtab.policies.velocity import DecoderVelocity as DecoderVelocity
@@ -175,9 +176,13 @@ class FlowPolicy(AbstractPolicy):
         return x + dt * v, log_std + math.log(dt) if self.noise.on_velocity or official else log_std, official
 
 
-def imitator(spec: Spec, hidden: tuple[int, ...], steps: int, key: PRNGKeyArray) -> FlowPolicy:
-    """The flow that FQL's family fits to data: a plain velocity network of widths `hidden`, without noise."""
+def imitator(
+    spec: Spec, hidden: tuple[int, ...], steps: int, key: PRNGKeyArray, *, standardise: bool = False
+) -> FlowPolicy:
+    """The flow that FQL's family fits to data: a plain velocity network of widths `hidden`, without noise.
+    `standardise` puts the data set's `Standardise` before its observations."""
     shape: dict[str, Any] = dict(std_head=False, input_norm=False, activation="gelu", init="glorot")
+    shape |= dict(standardise=standardise)
     return FlowPolicy.create(spec, MLPVelocity.create(spec, key, hidden=hidden, **shape), None, steps, clipped=True)
 
 
@@ -185,6 +190,8 @@ class OneStep(AbstractPolicy):
     """a = clip(mu(s, z), -1, 1), z ~ N(0, I): a flow's rollout distilled into one network (FQL)."""
 
     net: MLP
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
     def create(
@@ -195,14 +202,16 @@ class OneStep(AbstractPolicy):
         *,
         activation: str = "gelu",
         init: str = "glorot",
+        standardise: bool = False,
     ) -> "OneStep":
-        """A network of widths `hidden` on [s, z]."""
+        """A network of widths `hidden` on [s, z]; `standardise` puts the data set's `Standardise` before s."""
         act = spec.action_size
-        return cls(MLP.create(spec.obs_size + act, hidden, act, key, activation=activation, init=init))
+        net = MLP.create(spec.obs_size + act, hidden, act, key, activation=activation, init=init)
+        return cls(net, Standardise.create(spec) if standardise else None)
 
     def mu(self, obs: PyTree[Float[Array, "..."]], start: Float[Array, "*b act"]) -> Float[Array, "*b act"]:
         """The network's output, before it is clipped."""
-        return self.net(concat(obs, start))
+        return self.net(concat(flatten(obs, self.inputs), start))
 
     def __call__(self, obs: PyTree[Float[Array, "..."]], key: PRNGKeyArray) -> Array:
         lead = jax.tree.leaves(obs)[0].shape[:-1]

@@ -6,7 +6,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trimtab.core import AbstractPolicy, Spec
-from trimtab.nets.mlp import MLP, concat
+from trimtab.nets.mlp import MLP
 from trimtab.nets.standardise import Standardise, flatten
 from trimtab.ops.logprob import gaussian_log_prob, standard_log_prob, tanh_log_det
 
@@ -15,6 +15,8 @@ class TanhGaussian(AbstractPolicy):
     """a = tanh(u), u ~ N(mean(s), std(s)^2), log std clipped to [-20, 2] (Haarnoja et al. 2018, App. C)."""
 
     net: MLP
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
     def create(
@@ -25,13 +27,16 @@ class TanhGaussian(AbstractPolicy):
         *,
         activation: str = "relu",
         init: str = "torch",
+        standardise: bool = False,
     ) -> "TanhGaussian":
-        """One trunk of widths `hidden` with a linear head for the mean and the log std; `init` as in `MLP.create`."""
-        return cls(MLP.create(spec.obs_size, hidden, 2 * spec.action_size, key, activation=activation, init=init))
+        """One trunk of widths `hidden` with a linear head for the mean and the log std; `init` as in `MLP.create`.
+        `standardise` puts the data set's `Standardise` before it."""
+        net = MLP.create(spec.obs_size, hidden, 2 * spec.action_size, key, activation=activation, init=init)
+        return cls(net, Standardise.create(spec) if standardise else None)
 
     def moments(self, obs: PyTree[Float[Array, "..."]]) -> tuple[Float[Array, "*b act"], Float[Array, "*b act"]]:
         """Mean and log std before the tanh, each (..., act)."""
-        mean, log_std = jnp.split(self.net(concat(obs)), 2, axis=-1)
+        mean, log_std = jnp.split(self.net(flatten(obs, self.inputs)), 2, axis=-1)
         return mean, jnp.clip(log_std, -20.0, 2.0)
 
     def sample_and_log_prob(

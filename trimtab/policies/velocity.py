@@ -18,6 +18,7 @@ from trimtab.core import Spec, UsageError
 from trimtab.nets.batch_norm import BatchRenorm
 from trimtab.nets.linear import LayerNorm, Linear
 from trimtab.nets.mlp import MLP, concat
+from trimtab.nets.standardise import Standardise, flatten
 from trimtab.nets.time import MLPTime, SinusoidalTime
 
 GATE_BIAS = 5.0
@@ -71,6 +72,8 @@ class MLPVelocity(AbstractVelocity):
     net: MLP
     norm: BatchRenorm | None
     action_size: int = eqx.field(static=True)
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
     def create(
@@ -84,15 +87,19 @@ class MLPVelocity(AbstractVelocity):
         input_norm: bool = True,
         activation: str = "relu",
         init: str = "lecun",
+        standardise: bool = False,
     ) -> "MLPVelocity":
-        """`action_size` is the spec's unless given; `input_norm` puts a BatchRenorm on [s, x, t]."""
+        """`action_size` is the spec's unless given; `input_norm` puts a BatchRenorm on [s, x, t], `standardise` the
+        data set's `Standardise` on s."""
         act = action_size or spec.action_size
         in_size = spec.obs_size + act + 1
         net = MLP.create(in_size, hidden, act * (2 if std_head else 1), key, activation=activation, init=init)
-        return cls(net=net, norm=BatchRenorm.create(in_size) if input_norm else None, action_size=act)
+        norm = BatchRenorm.create(in_size) if input_norm else None
+        inputs = Standardise.create(spec) if standardise else None
+        return cls(net=net, norm=norm, action_size=act, inputs=inputs)
 
     def encode(self, obs: PyTree[Float[Array, "..."]], times: Array) -> tuple[Array, Array]:
-        return concat(obs), times
+        return flatten(obs, self.inputs), times
 
     def forward(self, x: Array, i: int, memory: tuple[Array, Array], train: bool):
         obs, times = memory
@@ -115,6 +122,8 @@ class GatedVelocity(AbstractVelocity):
     std: MLP | None
     action_size: int = eqx.field(static=True)
     bound: float | None = eqx.field(static=True)
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
     def create(
@@ -132,9 +141,11 @@ class GatedVelocity(AbstractVelocity):
         bound: float | None = None,
         activation: str = "silu",
         init: str = "lecun",
+        standardise: bool = False,
     ) -> "GatedVelocity":
         """`hidden` is the candidate's, and the gate's unless given; the gate is always silu. `std_head` adds a network
-        of s alone for the log std (relu), `input_norm` a BatchRenorm on [s, x], `time_embedding` 32 numbers for t."""
+        of s alone for the log std (relu), `input_norm` a BatchRenorm on [s, x], `time_embedding` 32 numbers for t,
+        `standardise` the data set's `Standardise` on s."""
         act = action_size or spec.action_size
         k_time, k_gate, k_candidate, k_std = jr.split(key, 4)
         in_size = spec.obs_size + act + (32 if time_embedding else 1)
@@ -148,10 +159,11 @@ class GatedVelocity(AbstractVelocity):
             std=MLP.create(spec.obs_size, std_hidden, act, k_std, init=init) if std_head else None,
             action_size=act,
             bound=bound,
+            inputs=Standardise.create(spec) if standardise else None,
         )
 
     def encode(self, obs: PyTree[Float[Array, "..."]], times: Array) -> tuple[Array, Array | None, Array, Array]:
-        flat, columns = concat(obs), times[:, None] if self.time is None else self.time(times)
+        flat, columns = flatten(obs, self.inputs), times[:, None] if self.time is None else self.time(times)
         # The first layers of gate and candidate as one product, and their share of t as a bias for each step.
         gate, candidate = self.gate.layers[0], self.candidate.layers[0]
         weight = jnp.concatenate([gate.weight, candidate.weight], axis=1)
@@ -242,6 +254,8 @@ class DecoderVelocity(AbstractVelocity):
     head: Linear
     action_size: int = eqx.field(static=True)
     norm: str = eqx.field(static=True)
+    inputs: Standardise | None = None
+    """what observations pass through first."""
 
     @classmethod
     def create(
@@ -255,8 +269,10 @@ class DecoderVelocity(AbstractVelocity):
         action_size: int | None = None,
         std_head: bool = True,
         init: str = "lecun",
+        standardise: bool = False,
     ) -> "DecoderVelocity":
-        """Raises `UsageError` for an unknown norm, `d_model` below 4 or no layers."""
+        """`standardise` puts the data set's `Standardise` on s. Raises `UsageError` for an unknown norm, `d_model`
+        below 4 or no layers."""
         if norm not in NORMS:
             raise UsageError(f"unknown norm {norm!r}: choose one of {', '.join(NORMS)}")
         if d_model < 4 or layers < 1:
@@ -272,10 +288,11 @@ class DecoderVelocity(AbstractVelocity):
             head=Linear.create(d_model, act * (2 if std_head else 1), k_head, init=init),
             action_size=act,
             norm=norm,
+            inputs=Standardise.create(spec) if standardise else None,
         )
 
     def encode(self, obs: PyTree[Float[Array, "..."]], times: Array) -> tuple[Array, tuple[tuple[Linear, Array], ...]]:
-        memory = self.memory(concat(obs))
+        memory = self.memory(flatten(obs, self.inputs))
         return self.time(times), tuple((layer.attention(), layer.cross(memory)) for layer in self.layers)
 
     def forward(self, x: Array, i: int, memory: tuple[Array, tuple[tuple[Linear, Array], ...]], train: bool):
