@@ -12,7 +12,9 @@ its density tells where the critic is to be pessimistic. Velocity v(s, x, t), x_
     L_pi = lam E[ (mu(s, z) - clip x_1(s, z))^2 ] - E[ Q ] / E|Q|,  Q = mean_e Q_e(s, clip mu(s, z))
 
 x_1 is where z flows to in `flow_steps` Euler steps, and the divisor E|Q| is held. The threshold eps is b of the row's
-own data action ("batch"), or the least b over the data set or a `quantile` of it ("dataset"; online over the batch).
+own data action ("batch"), or the least b, or a `quantile` of it, over the data set ("dataset"; online over the batch)
+or over the batch ("batch-least"). With `density` "vae" b's density is that of a variational auto-encoder, fitted beside
+the flow by its ELBO (policies/vae.py), an ablation of the paper; the flow still draws the actor.
 For a table the least of L_Q is Q = y - alpha/2 w pi/b: unbiased where w = 0, that is where b >= eps. With "batch" eps
 differs from row to row, and an action that is as likely as those of the data has w > 0 in about half of them.
 The log densities of the data's actions are computed once, when the proxy is done.
@@ -21,8 +23,8 @@ Order in one update: the critic and the actor from the same old networks, then t
 the proxy is fitted on each batch as well, before the rest.
 Metrics: critic_loss L_Q, critic_mean E[Q(s, a)], critic_weight E[w], critic_gated share of w > 0, critic_density mean
 log b(a_p | s), critic_data_density mean log b(a | s), critic_policy_mean E[Q(s, a_p)]; actor_loss L_pi, actor_distance
-the mean that lam weighs, actor_q E[Q]; proxy_loss L_b; *_grad_norm the global norm of that gradient. What a phase does
-not compute is 0.
+the mean that lam weighs, actor_q E[Q]; proxy_loss L_b, with a VAE plus minus its ELBO; *_grad_norm the global norm of
+that gradient, with a VAE the sum of both. What a phase does not compute is 0.
 Differences from the official code: the proxy sees batches of `batch_size` (there 256 to 4096, by the size of the data)
 for `proxy_steps` updates (there 250 epochs); densities may be integrated in more steps, or by Heun's or Runge and
 Kutta's method, than the 10 Euler steps whose tails are too flat; one Adam a network instead of one for actor and
@@ -53,6 +55,7 @@ from trimtab.nets.critic import Critic
 from trimtab.ops import AGGREGATES, aggregate, copy, descend, polyak, td_target
 from trimtab.ops.ode import METHODS, log_density
 from trimtab.policies.flow import FlowPolicy, OneStep, flow_matching_loss, imitator, student_loss
+from trimtab.policies.vae import VAE
 
 EDGE = 1.0 - 1e-5
 """Actions of the data are kept this far inside [-1, 1]."""
@@ -70,9 +73,10 @@ class Config:
     lam: float = 1.0
     """lambda, weight of the distance to the proxy's samples (paper: 3e-4 to 10)."""
     threshold: str = "batch"
-    """eps: "batch" (the row's own data action) or "dataset" (the least over the data; paper: mazes)."""
+    """eps: "batch" (the row's own data action), "dataset" (the least over the data; paper: mazes), or "batch-least"
+    (the least over the batch)."""
     quantile: float = 0.0
-    """with threshold "dataset", eps is this quantile of the data's log b, in [0, 1); 0 is the least (paper)."""
+    """with the other two thresholds, eps is this quantile of their log b, in [0, 1); 0 is the least (paper)."""
     weight: str = "linear"
     """form of w: "linear" (paper), "logarithmic", "convex" or "concave" (its ablation)."""
     q_agg: str = "mean"
@@ -81,6 +85,10 @@ class Config:
     """divide the actor's Q by E|Q|."""
     flow_steps: int = 10
     """Euler steps of the proxy's samples."""
+    density: str = "flow"
+    """what b's density is: of the proxy's "flow" (paper), or of a "vae" (its ablation)."""
+    vae_samples: int = 16
+    """samples of the code in the VAE's density (ours)."""
     density_steps: int = 10
     """steps of the density's integral; 10 flatten its tails by a nat at three standard deviations."""
     density_method: str = "euler"
@@ -127,14 +135,16 @@ class FlowAC(AbstractScorer):
     opt: dict[str, optax.OptState]
     step: Int[Array, ""]
     config: Config = eqx.field(static=True)
+    vae: VAE | None = None
 
     @classmethod
     def create(cls, key: PRNGKeyArray, spec: Spec, config: Config) -> "FlowAC":
         """A fresh agent. Raises `UsageError` for discrete actions, an unknown choice of a field that names one, a
         `quantile` outside of [0, 1), or a count below 1."""
         require_continuous(spec, "fac")
-        require_counts(config, "proxy_steps", "density_steps")
-        require_choice(config, "threshold", ("batch", "dataset"))
+        require_counts(config, "proxy_steps", "density_steps", "vae_samples")
+        require_choice(config, "threshold", ("batch", "dataset", "batch-least"))
+        require_choice(config, "density", ("flow", "vae"))
         require_choice(config, "weight", tuple(WEIGHTS))
         require_choice(config, "q_agg", AGGREGATES)
         require_choice(config, "density_method", METHODS)
@@ -150,6 +160,8 @@ class FlowAC(AbstractScorer):
             actor=OneStep.create(spec, config.hidden, k_actor, **inputs),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
         )
+        if config.density == "vae":
+            nets["vae"] = VAE.create(spec, config.hidden, jr.fold_in(k_proxy, 1), **inputs)
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}
         return cls(**nets, target=copy(nets["critic"]), opt=opt, step=jnp.int32(0), config=config)
 
@@ -179,11 +191,14 @@ class FlowAC(AbstractScorer):
         return self.log_density(batch.obs, jnp.clip(batch.action, -EDGE, EDGE), key)
 
     def least(self, scores: Float[Array, " n"]) -> Float[Array, ""]:
-        """eps of threshold "dataset": the least of the scores, or their `quantile`."""
+        """eps of thresholds "dataset" and "batch-least": the least of the scores, or their `quantile`."""
         return jnp.quantile(scores, self.config.quantile) if self.config.quantile else scores.min()
 
     def log_density(self, obs: Any, action: Float[Array, "b act"], key: PRNGKeyArray) -> Float[Array, " b"]:
-        """log b(a | s) by the proxy's velocity, backwards from `action`; `key` serves the probes."""
+        """log b(a | s) by the proxy's velocity, backwards from `action`, or by the VAE; `key` serves the probes, or its
+        samples."""
+        if self.vae is not None:
+            return self.vae.log_density(obs, action, key, self.config.vae_samples)
         c, field = self.config, lambda x, t: self.proxy.velocity(x, t, obs)
         probes: dict[str, Any] = dict(key=key, probes=c.probes, gaussian=c.probe_noise == "gaussian")
         return log_density(field, action, c.density_steps, method=c.density_method, **(probes if c.probes else {}))
@@ -192,7 +207,13 @@ class FlowAC(AbstractScorer):
         tx, action = optax.adam(self.config.learning_rate), jnp.clip(batch.action, -EDGE, EDGE)
         loss = lambda proxy: (flow_matching_loss(proxy.velocity, batch.obs, action, key).mean(), {})
         proxy, opt, metrics = descend(tx, self.proxy, self.opt["proxy"], loss, "proxy")
-        return replace(self, proxy=proxy, opt=self.opt | dict(proxy=opt)), metrics
+        new = replace(self, proxy=proxy, opt=self.opt | dict(proxy=opt))
+        if self.vae is None:
+            return new, metrics
+        less = lambda vae: (-vae.elbo(batch.obs, action, jr.fold_in(key, 1)).mean(), {})
+        vae, opt_vae, more = descend(tx, self.vae, self.opt["vae"], less, "proxy")
+        both = {name: metrics[name] + more[name] for name in metrics}
+        return replace(new, vae=vae, opt=new.opt | dict(vae=opt_vae)), both
 
     def _improve(self, scored: Scored, key: PRNGKeyArray) -> tuple["FlowAC", Metrics]:
         """Critic and actor, each with the other's old networks."""
@@ -219,7 +240,8 @@ class FlowAC(AbstractScorer):
         k_action, k_density = jr.split(key)
         a_p = self.actor(batch.obs, k_action)
         density, data = self.log_density(batch.obs, a_p, k_density), scored.score
-        eps = data if self.config.threshold == "batch" else jnp.broadcast_to(scored.least, data.shape)
+        least = self.least(data) if self.config.threshold == "batch-least" else scored.least
+        eps = data if self.config.threshold == "batch" else jnp.broadcast_to(least, data.shape)
         w = penalty_weight(density - eps, self.config.weight)
         gated = (w > 0).mean(dtype=jnp.float32)
         found = {"weight": w.mean(), "gated": gated, "density": density.mean(), "data_density": data.mean()}

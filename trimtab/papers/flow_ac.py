@@ -1,7 +1,7 @@
 """FAC (arXiv:2602.18015): what the density of a flow is good for, and whether it keeps a critic from dreaming.
 
 1. Density: eight Gaussians and a ring whose place depends on the state. Log densities of new actions of the data
-   against those of uniform ones far from any, for the flow of FAC and for a Gaussian.
+   against those of uniform ones far from any, for the flow of FAC, for a VAE and for a Gaussian.
 2. TwoRoute: FQL and FAC from a strong to a weak tie of the actor to the data. What the critic promises against what the
    policy gets, and the largest value over a grid of actions that are not the data's.
 
@@ -116,7 +116,7 @@ def density(results: Results, seeds: tuple[int, ...], updates: int) -> None:
     """Adds how well log densities tell the data's actions from uniform ones, after `updates` updates."""
     for name in SHAPES:
         for seed in seeds:
-            for method in ("flow", "Gaussian"):
+            for method in ("flow", "VAE", "Gaussian"):
                 for metric, found in separation(name, method, seed, updates).items():
                     results.add(name, method, seed, metric, found)
         flow, gaussian = (results.values(name, method, AUROC) for method in ("flow", "Gaussian"))
@@ -136,9 +136,9 @@ def separation(name: str, method: str, seed: int, updates: int) -> dict[str, flo
     by `NEAR`, which is judged, and by `FAR`."""
     key = jr.key(seed)
     agent: Any
-    if method == "flow":
+    if method in ("flow", "VAE"):
         config = flow_ac.Config(hidden=(128, 128), learning_rate=1e-3, density_method="heun", phase="proxy")
-        agent = FlowAC.create(key, PLANE, config)
+        agent = FlowAC.create(key, PLANE, replace(config, density=method.lower()))
     else:
         agent = BC.create(key, PLANE, bc.Config(hidden=(128, 128), learning_rate=1e-3))
     inside, outside, away = (np.asarray(x) for x in _log_densities(name, agent, key, updates))

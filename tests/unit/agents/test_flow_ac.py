@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from tests.unit.agents import reference as ref
 from trimtab.agents.flow_ac import WEIGHTS, Config, FlowAC, penalty_weight
 from trimtab.batches import Scored, Transition
 from trimtab.core import Spec, UsageError
@@ -94,6 +95,11 @@ def test_the_penalty_gates_by_the_rows_own_threshold_or_the_least(spec, batch):
     np.testing.assert_allclose(found["critic_gated"], 0.5)
     _, w, _ = replace(fac, config=replace(fac.config, threshold="dataset"))._penalty(batch, rows, jr.key(3))
     np.testing.assert_allclose(w, 1 - np.exp(np.minimum(density - own.min(), 0.0)), atol=1e-4)
+    elsewhere = replace(rows, least=own.min() - 5.0)  # the data set's least is no row's of this batch
+    for quantile in (0.0, 0.4):
+        batchs = replace(fac, config=replace(fac.config, threshold="batch-least", quantile=quantile))
+        _, w, _ = batchs._penalty(batch, elsewhere, jr.key(3))
+        np.testing.assert_allclose(w, 1 - np.exp(np.minimum(density - np.quantile(own, quantile), 0.0)), atol=1e-4)
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.3])
@@ -109,6 +115,30 @@ def test_online_the_threshold_is_the_batchs(quantile, spec, batch):
     w = 1.0 - np.exp(np.minimum(density(a_p) - eps, 0.0))
     assert (w > 0.0).any() and (w == 0.0).any()
     np.testing.assert_allclose(metrics["critic_weight"], w.mean(), rtol=1e-3)
+
+
+def test_a_vaes_density_stands_in_for_the_flows(spec, batch):
+    """In the scores and in the penalty; both are fitted in the phases of the proxy, and neither after it."""
+    fac = agent(spec, density="vae", vae_samples=4, phase="proxy")
+    of = lambda fac, action: fac.vae.log_density(batch.obs, action, jr.key(3), 4)
+    np.testing.assert_array_equal(fac.log_density(batch.obs, batch.action, jr.key(3)), of(fac, batch.action))
+    new, metrics = jax.jit(lambda fac, batch: fac.update(batch, jr.key(7)))(fac, batch)
+    ref.assert_moved(new.vae, fac.vae, "the VAE"), ref.assert_moved(new.proxy, fac.proxy, "the flow")
+    plain = agent(spec, phase="proxy")
+    alone, lone = plain.update(batch, jr.key(7))
+    np.testing.assert_allclose(ravel_pytree(new.proxy)[0], ravel_pytree(alone.proxy)[0], atol=1e-6)
+    k_proxy = jr.split(jr.key(7), 3)[0]
+    elbo = fac.vae.elbo(batch.obs, jnp.clip(batch.action, -1 + 1e-5, 1 - 1e-5), jr.fold_in(k_proxy, 1)).mean()
+    np.testing.assert_allclose(metrics["proxy_loss"], lone["proxy_loss"] - elbo, rtol=1e-4)
+    offline = replace(fac, config=replace(fac.config, phase="offline"))
+    rows = Scored(batch, of(fac, batch.action), jnp.float32(0.0))
+    _, w, _ = offline._penalty(batch, rows, jr.key(3))
+    a_p = fac.actor(batch.obs, jr.split(jr.key(3))[0])
+    density = fac.vae.log_density(batch.obs, a_p, jr.split(jr.key(3))[1], 4)
+    np.testing.assert_allclose(w, penalty_weight(density - rows.score, "linear"), atol=1e-5)
+    after, _ = jax.jit(lambda fac, rows: fac.update(rows, jr.key(7)))(offline, rows)
+    ref.assert_untouched(after.vae, fac.vae, "the VAE"), ref.assert_untouched(after.proxy, fac.proxy, "the flow")
+    ref.assert_moved(after.critic, fac.critic, "the critic")
 
 
 @pytest.mark.thorough
@@ -234,6 +264,7 @@ def test_seeds_are_scored_as_each_would_be_alone(quantile, spec, make_batch):
         ("threshold", "row"),
         ("weight", "cubic"),
         ("q_agg", "max"),
+        ("density", "diffusion"),
         ("density_method", "midpoint"),
         ("probe_noise", "normal"),
     ],
@@ -249,7 +280,7 @@ def test_quantiles_out_of_range(bad, spec):
         agent(spec, quantile=bad)
 
 
-@pytest.mark.parametrize("name", ["proxy_steps", "density_steps"])
+@pytest.mark.parametrize("name", ["proxy_steps", "density_steps", "vae_samples"])
 def test_counts_below_one(name, spec):
     with pytest.raises(UsageError, match=f"{name} must be at least 1, got -3"):
         agent(spec, **{name: -3})
