@@ -75,7 +75,9 @@ class Config:
     normalize_obs: bool = False
     """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (256, 256)
-    """widths of the hidden layers of actor and critics; four of 256 in the critics for AntMaze."""
+    """widths of the hidden layers of the actor, and of the critics unless these have their own."""
+    critic_hidden: tuple[int, ...] | None = None
+    """widths of the hidden layers of the critics; None is those of the actor. AntMaze: four of 256."""
     critic_members: int = 2
     """number of Q functions; the least one is used."""
     critic_norm: str | None = None
@@ -114,7 +116,7 @@ class CalQL(AbstractAgent):
         norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers, **inputs)
         nets: dict[str, Any] = dict(
             actor=TanhGaussian.create(spec, config.hidden, k_actor, **inputs),
-            critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **norm),
+            critic=Critic.create(spec, config.critic_hidden or config.hidden, config.critic_members, k_critic, **norm),
             log_alpha=jnp.log(jnp.float32(config.init_ent_coef)),
             log_lambda=jnp.zeros(()),
         )

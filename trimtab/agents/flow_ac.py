@@ -22,9 +22,9 @@ The log densities of the data's actions are computed once, when the proxy is don
 Order in one update: the critic and the actor from the same old networks, then the target from the new critic. Online,
 the proxy is fitted on each batch as well, before the rest.
 Metrics: critic_loss L_Q, critic_mean E[Q(s, a)], critic_weight E[w], critic_gated share of w > 0, critic_density mean
-log b(a_p | s), critic_data_density mean log b(a | s), critic_policy_mean E[Q(s, a_p)]; actor_loss L_pi, actor_distance
-the mean that lam weighs, actor_q E[Q]; proxy_loss L_b, with a VAE plus minus its ELBO; *_grad_norm the global norm of
-that gradient, with a VAE the sum of both. What a phase does not compute is 0.
+log b(a_p | s), critic_data_density mean log b(a | s), critic_policy_mean E[Q(s, a_p)] and critic_policy_min the least
+of these; actor_loss L_pi, actor_distance the mean that lam weighs, actor_q E[Q]; proxy_loss L_b, with a VAE plus minus
+its ELBO; *_grad_norm the global norm of that gradient, with a VAE the sum of both. What a phase does not compute is 0.
 Differences from the official code: the proxy sees batches of `batch_size` (there 256 to 4096, by the size of the data)
 for `proxy_steps` updates (there 250 epochs); densities may be integrated in more steps, or by Heun's or Runge and
 Kutta's method, than the 10 Euler steps whose tails are too flat; one Adam a network instead of one for actor and
@@ -251,7 +251,7 @@ class FlowAC(AbstractScorer):
         q, q_p = critic(batch.obs, batch.action), critic(batch.obs, a_p)
         penalty = (jnp.broadcast_to(w, q_p.shape) * q_p).mean()
         loss = jnp.square(q - jnp.broadcast_to(y, q.shape)).mean() + self.config.alpha * penalty
-        return loss, {"mean": q.mean(), "policy_mean": q_p.mean()}
+        return loss, {"mean": q.mean(), "policy_mean": q_p.mean(), "policy_min": q_p.min()}
 
     def _actor_loss(self, actor: OneStep, batch: Transition, key: PRNGKeyArray):
         z = jr.normal(key, batch.action.shape)
@@ -267,7 +267,7 @@ def penalty_weight(log_ratio: Float[Array, " b"], form: str) -> Float[Array, " b
     return jnp.clip(1.0 - jnp.log1p(ratio ** WEIGHTS[form]) / jnp.log(2.0), 0.0, 1.0)
 
 
-CRITIC = ("mean", "policy_mean", "weight", "gated", "density", "data_density")
+CRITIC = ("mean", "policy_mean", "policy_min", "weight", "gated", "density", "data_density")
 ACTOR = ("distance", "q")
 
 

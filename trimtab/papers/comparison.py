@@ -99,6 +99,7 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     starts: dict[str, Any] = dict(learning_starts=max(1, budget.online // 6)) if small else {}
     mixed |= starts | (dict(utd=4) if small else {})
     bounded: dict[str, Any] = starts | dict(lagrange=not cube) | (dict(cql_actions=4) if small else {})
+    bounded |= {} if cube or small else dict(critic_hidden=(256,) * 4)
     apart: dict[str, Any] = dict(actor_lr=3e-4, critic_lr=1e-3) if rates else {}
     calibrated: dict[str, Any] = bounded | apart | {k: v for k, v in shared.items() if k != "learning_rate"}
     gated: dict[str, Any] = dict(d_model=64, learning_starts=1) if small else {}

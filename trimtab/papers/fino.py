@@ -292,7 +292,7 @@ def paper_jobs(data: Path) -> list[Job]:
             "FQL": ("fql", fql.Config(**flow)),
             "IFQL": ("ifql", ifql.Config(gamma=gamma)),
             "ReBRAC": ("rebrac", rebrac.Config(gamma=gamma, alpha_actor=tie, alpha_critic=pull)),
-            "Cal-QL": ("cal-ql", cal_ql.Config(gamma=gamma, lagrange=maze)),
+            "Cal-QL": ("cal-ql", cal_ql.Config(gamma=gamma, lagrange=maze, critic_hidden=(256,) * 4 if maze else None)),
             "RLPD": ("rlpd", rlpd.Config(gamma=gamma, hidden=(512,) * 4, **LEAN)),
         }
         for task in range(1, 6):

@@ -123,3 +123,11 @@ def test_a_value_below_the_return_is_not_pushed_down():
 def test_counts_below_one(spec, getkey):
     with pytest.raises(UsageError, match="cql_actions must be at least 1, got 0"):
         CalQL.create(getkey(), spec, replace(CONFIG, cql_actions=0))
+
+
+@pytest.mark.parametrize("hidden", [None, (16, 4)])
+def test_critics_may_have_widths_of_their_own(hidden, spec, getkey):
+    found = CalQL.create(getkey(), spec, replace(CONFIG, critic_hidden=hidden))
+    widths = lambda net: tuple(layer.bias.shape[-1] for layer in net.layers[:-1])
+    assert widths(found.critic.mlp) == (hidden or (8,)) == widths(found.target.mlp)
+    assert widths(found.actor.net) == (8,)
