@@ -471,7 +471,7 @@ STANDARDISING = [
 )
 def test_all_networks_see_standardised_observations(name, fields, spec, make_batch, make_obs):
     """On data that are moved and widened, an agent that knows their moments is the plain one on those as they were."""
-    assert {"iql", "fql", "qc-fql", "ifql", "fac", "fino", "rlpd", "cal-ql", "sac-flow-chunked"} <= dict(
+    assert {"iql", "cql", "fql", "qc-fql", "ifql", "fac", "fino", "rlpd", "cal-ql", "sac-flow-chunked"} <= dict(
         STANDARDISING
     ).keys()
     known = dataclasses.replace(spec, obs_mean=np.full(3, 5.0, np.float32), obs_std=np.full(3, 2.0, np.float32))

@@ -66,6 +66,8 @@ class Config:
     """alpha at the start."""
     target_entropy: float | None = None
     """H in (5); None is minus the number of action dimensions."""
+    normalize_obs: bool = False
+    """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers of actor and critics."""
     critic_members: int = 2
@@ -105,9 +107,10 @@ class CQL(AbstractAgent):
         if config.target_entropy is None:
             config = replace(config, target_entropy=-float(spec.action_size))
         k_actor, k_critic = jr.split(key)
-        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers)
+        inputs: dict[str, Any] = dict(standardise=config.normalize_obs)
+        norm: dict[str, Any] = dict(norm=config.critic_norm, norm_layers=config.norm_layers, **inputs)
         nets: dict[str, Any] = dict(
-            actor=TanhGaussian.create(spec, config.hidden, k_actor),
+            actor=TanhGaussian.create(spec, config.hidden, k_actor, **inputs),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **norm),
             log_alpha=jnp.log(jnp.float32(config.init_ent_coef)),
             log_lambda=jnp.zeros(()),

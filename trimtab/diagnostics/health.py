@@ -23,6 +23,7 @@ from jaxtyping import Array, PRNGKeyArray
 from trimtab.core import AbstractAgent, Metrics
 from trimtab.nets.critic import Critic, CrossQCritic
 from trimtab.nets.mlp import MLP, concat
+from trimtab.nets.standardise import Standardise, flatten
 
 DEAD_WARN, DEAD_BAD = 0.25, 0.6
 """Shares of dead units from which a network is called impaired, and crippled. Ours."""
@@ -68,7 +69,9 @@ def values(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, bat
 def units(agent: AbstractAgent, source: Any, state: Any, key: PRNGKeyArray, batches: int) -> Metrics:
     """The share of dead hidden units of every network that takes an observation, or an observation and an action."""
     batch = source.batch(state, key)
-    inputs = [concat(batch.obs), concat(batch.obs, _action(batch))]
+    moments = [node for _, node in nets_of(agent, Standardise)]  # the same in all networks
+    obs = flatten(batch.obs, moments[0] if moments else None)
+    inputs = [obs, concat(obs, _action(batch))]
     found: Metrics = {}
     for path, net in nets_of(agent, MLP):
         width = net.layers[0].weight.shape[-2]
