@@ -94,7 +94,7 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     shared |= rates | (dict(tau=0.02) if rates else {})
     # The goal is 220 steps away: 0.99^220 would leave a tenth of a step's worth at the start.
     shared |= dict(gamma=0.99 if cube else 0.995)
-    alpha, agg = (300.0, "mean") if cube else (0.1, "min")
+    alpha, agg = (300.0, "mean") if cube else (1.0, "min")
     flow: dict[str, Any] = dict(alpha=alpha, q_agg=agg, **shared)
     # The distance is a mean over dimensions: of five actions in a row it weighs a fifth in each of them.
     chunks: dict[str, Any] = flow | ({} if cube else dict(alpha=5 * alpha))
