@@ -202,10 +202,12 @@ def train(
 
 
 def _say_dropped(setup: Setup) -> None:
-    """Says so if the replay buffer is smaller than the data it starts with."""
+    """Says so if the replay buffer is smaller than the data it starts with, or RLPD does without what it is about."""
     rows, size = setup.rows_of_data, getattr(setup.config, "buffer_size", 0)
     if setup.record["online_steps"] and not setup.symmetric and rows > size:
         print(f"note    --agent.buffer-size {size:,} keeps only the newest of the {rows:,} rows of the data set online")
+    if setup.record["agent"] == "rlpd" and rows and not setup.symmetric:
+        print("note    half of rlpd is to draw half of each batch from the data set: add --sampling symmetric")
 
 
 def _say_annealed(config: Any, steps: int, updates_per_step: float, num_envs: int) -> None:

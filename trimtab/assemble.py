@@ -333,7 +333,8 @@ class Setup:
     @property
     def returns(self) -> Returns | None:
         """How returns are counted for an agent whose batches hold them. After a cut comes the config's `cut_value`, or
-        the least reward of the data for ever, below which no value can be; without data that is not known."""
+        the least reward of the data for ever, or 0 if that is more, as an episode may end: no value can be below, while
+        rewards online are not lower than the data's. Without data that is not known."""
         if not Reading.of(self.record["agent"], self.config).to_go:
             return None
         gamma, value = self.config.gamma, self.config.cut_value
@@ -342,7 +343,7 @@ class Setup:
             if isinstance(self.dataset, Recorded):
                 if gamma >= 1.0:
                     raise UsageError("gamma 1 bounds no value after a cut: give --agent.cut-value, or a smaller gamma")
-                value = float(np.asarray(self.dataset.transition.reward).min()) / (1.0 - gamma)
+                value = min(float(np.asarray(self.dataset.transition.reward).min()), 0.0) / (1.0 - gamma)
         return Returns(jnp.float32(value), gamma)
 
     @property

@@ -28,14 +28,20 @@ class Transition(eqx.Module):
 
 
 class Recorded(eqx.Module):
-    """Transitions in the order in which they happened, and which of them ended their episode.
+    """Transitions in the order in which they happened, and which of them were the last of their trajectory.
 
-    This is what is stored where windows of several steps are drawn. `last` is set where the episode terminated, where
-    it was cut, and on the last row of a data set: the row after it belongs to another episode.
+    This is what is stored where windows of several steps are drawn. `last` is set where the environment was reset after
+    it, and on the last row of a data set: the row after it belongs to another trajectory. A task may also terminate
+    (discount 0) while the recording goes on, as in OGBench, whose data were recorded without a task.
     """
 
     transition: Transition
     last: Bool[AnyArray, " b"]
+
+    @property
+    def ended(self) -> Bool[AnyArray, " b"]:
+        """Where an episode of the task ended: terminated, or cut with the recording."""
+        return self.last | (self.transition.discount == 0.0)
 
 
 class Sarsa(eqx.Module):
@@ -113,9 +119,10 @@ class Weighted(eqx.Module):
 class Chunk(eqx.Module):
     """Windows of `h` successive steps: what an agent that plans `h` actions at once learns from.
 
-    Steps with `valid` 0 come after the end of the window's episode and belong to another one: weigh losses by it. In
+    Steps with `valid` 0 come after the end of the window's trajectory and belong to another one: weigh losses by it. In
     particular `next_obs` and the sum of all rewards mean something only where the last step is valid; a window that
-    ends exactly where its episode ends is valid throughout.
+    ends exactly where its trajectory ends is valid throughout, and so is one in whose midst a task terminated while the
+    recording went on: the least of its discounts is 0.
     """
 
     obs: PyTree[Float[AnyArray, "b ..."]]
@@ -128,4 +135,4 @@ class Chunk(eqx.Module):
     next_obs: PyTree[Float[AnyArray, "b ..."]]
     """after the h-th step."""
     valid: Float[AnyArray, "b h"]
-    """1 for the first step and those after it up to the end of its episode, terminated or cut; 0 from then on."""
+    """1 for the first step and those after it up to the end of what was recorded without a break; 0 from then on."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trimtab
-from trimtab import assemble
+from trimtab import api, assemble
 from trimtab.agents import AGENTS, config_class
 from trimtab.core import UsageError
 
@@ -109,16 +109,31 @@ def test_the_annotation_of_update_says_what_is_read(dataset):
     )
 
 
-def test_returns_after_a_cut_are_the_least_reward_for_ever_or_what_is_said(dataset):
+def test_returns_after_a_cut_are_the_least_reward_for_ever_or_what_is_said(dataset, tmp_path):
     path, _ = dataset
     least = float(np.load(path)["rewards"].min())
     asked = lambda **config: assemble.Setup.create(record("cal-ql", path, **config), None).returns
     found = asked(gamma=0.9)
     assert found is not None and found.gamma == 0.9 and float(found.after_cut) == pytest.approx(10.0 * least)
-    assert float(asked(gamma=0.9, cut_value=-3.0).after_cut) == -3.0
+    assert least < 0.0 and float(asked(gamma=0.9, cut_value=-3.0).after_cut) == -3.0
+    arrays = dict(np.load(path))
+    np.savez(tmp_path / "paid.npz", **(arrays | {"rewards": arrays["rewards"] - least + 1.0}))
+    paid = assemble.Setup.create(record("cal-ql", tmp_path / "paid.npz", gamma=0.9), None).returns
+    assert float(paid.after_cut) == 0.0  # an episode of rewards of at least 1 may end at once
     with pytest.raises(UsageError, match="gamma 1 bounds no value"):
         asked(gamma=1.0)
     assert float(asked(gamma=1.0, cut_value=-3.0).after_cut) == -3.0
     online = assemble.Setup.create(record("cal-ql", path) | {"dataset": None}, "probe/Both").returns
     assert online is not None and float(online.after_cut) == -np.inf
     assert assemble.Setup.create(record("cql", path), None).returns is None
+
+
+def test_what_is_said_of_rlpd_without_half_of_it(dataset, capsys):
+    path, _ = dataset
+    setup = assemble.Setup.create(record("rlpd", path), None)
+    setup.record["online_steps"] = 30
+    api._say_dropped(setup)
+    assert "note    half of rlpd" in capsys.readouterr().out
+    setup.record["sampling"] = "symmetric"
+    api._say_dropped(setup)
+    assert not capsys.readouterr().out

@@ -6,7 +6,7 @@
     L_Q  = E[ (Q_e(s, a) - y)^2 ] + w lambda D_e,  mean over e                                                   (4)
     L_pi = E[ alpha log pi(a | s) - min_e Q_e(s, a) ],  a ~ pi(s) reparametrised                                 (5)
     L_a  = E[ alpha (-log pi(a | s) - H) ],  alpha = exp(log_alpha)                                              (6)
-    L_l  = -w lambda (D - gap),  lambda = exp(log_lambda), D the mean of D_e                                     (7)
+    L_l  = -w lambda (D - gap),  lambda = exp(log_lambda) <= 1e6, D the mean of D_e                              (7)
 
 CQL (arXiv:2006.04779) pushes the policy's values down without end. Here they are pushed no further than to G(s), the
 discounted return that the data had from this row on: what the policy that made the data is worth, which a learnt one
@@ -14,8 +14,8 @@ should not fall below. So values keep the scale of real returns, and the first s
 all that was learnt. The 3n actions are n uniform ones, n of pi(s) and n of pi(s'), evaluated at s; mu is the density
 each was drawn from, 2^-act for the uniform ones. lambda is 1 unless `lagrange`. With G = -inf it is CQL.
 The batch brings G. Rows of an episode that still goes on have none yet, G = -inf. An episode that was cut goes on with
-`cut_value`, by default with the least reward of the data for ever, below which no value can be: for rewards of -1
-until the goal that is the official code's rule for episodes which did not reach it.
+`cut_value`, by default with the least reward of the data for ever, or 0 if that is more, below which no value can be:
+for rewards of -1 until the goal that is the official code's rule for episodes which did not reach it.
 Order in one update: the critic with the old target and the old actor, lambda with its D, the actor with the new critic,
 alpha with the actor's entropy, the target last, from the new critic.
 Metrics: critic_loss (4), critic_mean E[Q(s, a)], critic_td the first term of (4), critic_gap D, critic_calibrated share
@@ -23,8 +23,8 @@ of the policy's values in (2) that are below G; cql_weight_loss (7), cql_weight 
 (5), actor_entropy -E[log pi]; ent_coef_loss (6), ent_coef alpha after the update; *_grad_norm the global norm of that
 gradient (of cql_weight 0 without `lagrange`).
 Differences from the official code: the losses of the critics are averaged and not summed, the actor sees the new
-critic, (6) has alpha where the code has log alpha, lambda starts at 1 and not at e; networks do not start orthogonal,
-nor log stds at -1; any reward may be cut, see above, where the code knows two kinds of tasks.
+critic, (6) has alpha where the code has log alpha, lambda starts at 1 and not at e, and comes back from 1e6; networks
+do not start orthogonal, nor log stds at -1; any reward may be cut, see above, where the code knows two kinds of tasks.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from trimtab.batches import ToGo
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous, require_counts
 from trimtab.nets.critic import Critic
-from trimtab.ops import conservative_gap, copy, descend, polyak, td_target
+from trimtab.ops import bounded_weight, conservative_gap, copy, descend, polyak, td_target
 from trimtab.policies.gaussian import Mean, TanhGaussian
 from trimtab.policies.proposals import best_value, proposals
 
@@ -53,7 +53,7 @@ class Config:
     cql_actions: int = 10
     """n in (1) and (2)."""
     cut_value: float | None = None
-    """what an episode is worth after it was cut, for G; None is the least reward of the data for ever."""
+    """what an episode is worth after it was cut, for G; None is the least reward of the data for ever, at most 0."""
     lagrange: bool = False
     """tune lambda by (7); for AntMaze."""
     target_gap: float = 0.8
@@ -143,6 +143,7 @@ class CalQL(AbstractAgent):
         log_lambda, opt_l, m_l = descend(
             tx["log_lambda"], self.log_lambda, opt["log_lambda"], lambda x: self._weight_loss(x, gap), "cql_weight"
         )
+        log_lambda = bounded_weight(log_lambda)
         actor, opt_pi, m_pi = descend(
             tx["actor"], self.actor, opt["actor"], lambda pi: self._actor_loss(pi, critic, batch, k_actor), "actor"
         )

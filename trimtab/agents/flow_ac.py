@@ -3,7 +3,7 @@
 A flow b (the behaviour proxy) is first fitted to the data and then held. Its samples draw a one-step actor to the data;
 its density tells where the critic is to be pessimistic. Velocity v(s, x, t), x_t = (1 - t) z + t a:
 
-    L_b  = E[ |v(s, x_t, t) - (a - z)|^2 ],  z ~ N(0, I),  t ~ U(0, 1)                       phase "proxy", then frozen
+    L_b  = E[ mean (v(s, x_t, t) - (a - z))^2 ],  z ~ N(0, I),  t ~ U(0, 1)                  phase "proxy", then frozen
     log b(a | s) = log N(x_0; 0, I) - int div v                              ops/ode.py, `density_steps` back along v
 
     y    = r + gamma d agg_e Qbar_e(s', clip mu(s', z'))                                     d = discount
@@ -119,7 +119,7 @@ class Config:
     """transitions in one update."""
     buffer_size: int = 2_000_000
     """transitions kept for replay, the data set's among them."""
-    learning_starts: int = 5_000
+    learning_starts: int = 1
     """online steps before the first online update; the policy itself collects them after offline training."""
     phase: str = "offline"
     """"proxy", "offline" or "online"; set by the training loop."""

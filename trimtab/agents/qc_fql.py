@@ -1,8 +1,9 @@
 """QC-FQL, Q-chunking on flow Q-learning (Li, Zhou, Levine 2025, arXiv:2507.07969): FQL over chunks of actions.
 
 A chunk a = (a_t, .., a_{t+h-1}) is one action of flow, actor and critic, executed open loop. With R = sum_i gamma^i
-r_{t+i}, m = 0 if a step of the window terminated, v = 1 if the window lies within one episode, and v_i = 1 for its
-steps up to the end of its episode:
+r_{t+i}, m = 0 if a step of the window terminated, v = 1 if the window lies within one trajectory, and v_i = 1 for
+its steps up to the end of its trajectory. Data that were recorded without a task, as OGBench's, go on after a success:
+there windows reach over it, with m = 0.
 
     y     = R + gamma^h m agg_e Qbar_e(s_{t+h}, a'),  a' = clip(mu(s_{t+h}, z'), -1, 1)                          (1)
     L_Q   = E[ v (Q_e(s, a) - y)^2 ]                                                                            (2)
@@ -17,8 +18,7 @@ Metrics: critic_loss (2), critic_mean E[Q(s, a)]; bc_loss (3); actor_loss (4), a
 actor_q E[mean_e Q_e] of the second; *_grad_norm the global norm of that gradient.
 Differences from the official code: one Adam for each network instead of one for all; the actor sees the new critic and
 the target is mixed from it, where the code takes the old ones; after offline updates it learns from the first step
-online, there from the 5,000th; a success ends the window's episode in data that go on after it, too, where the code
-keeps such windows with m = 0.
+online, there from the 5,000th.
 """
 
 from dataclasses import dataclass, replace

@@ -23,7 +23,7 @@ def describe(path: Path) -> list[str]:
     lines += [f"{name:<20}{array.dtype!s:<10}{array.shape}" for name, array in arrays.items()]
     if "rewards" in arrays:
         recorded, _ = transitions_of(path, arrays)
-        last, reward = np.asarray(recorded.last), np.asarray(recorded.transition.reward)
+        last, reward = np.asarray(recorded.ended), np.asarray(recorded.transition.reward)
         discount = np.asarray(recorded.transition.discount)
         starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
         returns = np.add.reduceat(reward.astype(np.float64), starts)

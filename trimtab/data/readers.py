@@ -186,13 +186,13 @@ def _example(path: Path) -> str:
 
 def _told_apart(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays with `masks` in D4RL's names: `terminals` where the environment ended the episode, `timeouts` where a
-    trajectory ended otherwise. Others as they are."""
+    trajectory ended otherwise; and `final` where it ended, as a task may end without it. Others as they are."""
     if "masks" not in arrays:
         return dict(arrays)
     terminals, cut = arrays["masks"] == 0, arrays.get("timeouts", arrays.get("truncations"))
     final = arrays["terminals"].astype(bool) if cut is None else arrays["terminals"].astype(bool) | cut.astype(bool)
     kept = {name: array for name, array in arrays.items() if name != "masks"}
-    return kept | {"terminals": terminals, "timeouts": final & ~terminals}
+    return kept | {"terminals": terminals, "timeouts": final & ~terminals, "final": final}
 
 
 def _of_ogbench(path: Path, arrays: dict[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
@@ -217,6 +217,7 @@ def _of_ogbench(path: Path, arrays: dict[str, np.ndarray], task: str) -> dict[st
         "rewards": rewards[kept],
         "terminals": masks[kept] == 0.0,
         "timeouts": np.append(final[1:], True)[kept],
+        "final": np.append(final[1:], True)[kept],
     }
 
 
@@ -313,5 +314,5 @@ def transitions_of(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Recorded,
     )
     # Where a row was dropped, the one before it is the last of its episode.
     follows = np.append(keep[1:], False)
-    last = (terminals | cut.astype(bool) | ~follows)[keep]
+    last = (arrays.get("final", terminals | cut.astype(bool)) | ~follows)[keep]
     return Recorded(data, jnp.asarray(last)), spec_of(arrays)

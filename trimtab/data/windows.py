@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from trimtab.batches import Chunk, Recorded, Sarsa, ToGo, Transition
 
@@ -55,7 +55,7 @@ def draw_with_next(
         discount=data.discount,
         next_obs=data.next_obs,
         next_action=rows.transition.action[after],
-        next_valid=(~rows.last[here] & (age + stride < size)).astype(jnp.float32),
+        next_valid=(~_ended(rows, here) & (age + stride < size)).astype(jnp.float32),
     )
 
 
@@ -76,7 +76,7 @@ def n_step(
     length = rows.last.shape[0]
     age = ((slots - oldest) % length)[:, None] + stride * jnp.arange(n, dtype=jnp.int32)[None, :]
     places, data = (oldest + age) % length, rows.transition
-    goes_on = ~rows.last[places[:, :-1]] & (age[:, 1:] < size)
+    goes_on = ~_ended(rows, places[:, :-1]) & (age[:, 1:] < size)
     valid = jnp.cumprod(jnp.concatenate([jnp.ones((len(slots), 1), bool), goes_on], axis=1).astype(jnp.int32), axis=1)
     steps = valid.sum(1)
     final = jnp.take_along_axis(places, steps[:, None] - 1, axis=1)[:, 0]
@@ -131,7 +131,7 @@ def returns_to_go(
         start, total, weight, going = carry
         ages = start[:, None] + stride * steps[None, :]
         slots, inside = (oldest + ages) % rows.last.shape[0], ages < size
-        last = rows.last[slots] & inside
+        last = _ended(rows, slots) & inside
         ends = last.astype(jnp.int32)
         counts = (jnp.cumsum(ends, axis=1) - ends == 0) & inside  # up to the end of the episode, and with it
         reward = jnp.where(counts, rows.transition.reward[slots], 0.0)
@@ -148,6 +148,11 @@ def returns_to_go(
     return jax.lax.while_loop(lambda carry: carry[3].any(), block, start)[1]
 
 
+def _ended(rows: Recorded, slots: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """`rows.ended` in these slots."""
+    return rows.last[slots] | (rows.transition.discount[slots] == 0.0)
+
+
 def interleaved(rows: Recorded, n: int) -> Recorded:
     """The same rows as if `n` environments had recorded them in turn: `n` pieces, one row of each after the other.
 
@@ -161,6 +166,6 @@ def interleaved(rows: Recorded, n: int) -> Recorded:
 
 
 def longest(last: np.ndarray) -> int:
-    """The number of steps of the longest episode."""
+    """The number of steps of the longest trajectory."""
     ends = np.flatnonzero(np.asarray(last))
     return int(np.diff(np.concatenate([[-1], ends, [len(last) - 1]])).max(initial=0))

@@ -168,7 +168,7 @@ def evaluate_recorded(
     answer = jax.eval_shape(policy, spec.zero_obs(), jr.key(0))
     if spec.discrete or plan_length(answer.shape, spec) != 1:
         raise UsageError("off-policy evaluation is for policies that answer with one continuous action")
-    length = estimators.lengths(np.asarray(recorded.last))
+    length = estimators.lengths(np.asarray(recorded.ended))
     k_fqe, k_behaviour, k_values = jr.split(jr.key(seed), 3)
     critic, curve = _fitted(spec, recorded, policy, gamma, settings, k_fqe, quiet)
     samples = 1 if density.is_deterministic(policy) else settings.action_samples
@@ -234,7 +234,7 @@ def _fitted(
         batch_size=settings.batch_size,
     )
     agent = fqe.FQE.create(key, spec, config, policy=policy, data=recorded)
-    first = _first(estimators.lengths(np.asarray(recorded.last)))[:_BLOCK]
+    first = _first(estimators.lengths(np.asarray(recorded.ended)))[:_BLOCK]
     starts = jax.tree.map(lambda x: np.asarray(x)[first], recorded.transition.obs)
     curve: list[tuple[int, float]] = []
 

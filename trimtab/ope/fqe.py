@@ -139,7 +139,7 @@ def spread_of_returns(data: Recorded, gamma: float) -> tuple[float, float]:
 
     Where all are the same, the second is that number's size, or 1.
     """
-    reward, last = np.asarray(data.transition.reward, np.float64), np.asarray(data.last)
+    reward, last = np.asarray(data.transition.reward, np.float64), np.asarray(data.ended)
     to_go, after = np.empty_like(reward), 0.0
     for i in range(len(reward) - 1, -1, -1):
         after = reward[i] + (0.0 if last[i] else gamma * after)

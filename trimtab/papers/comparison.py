@@ -4,9 +4,10 @@ Two tasks with data made here: cube-single, of scripted manipulation, and a maze
 runs have the same numbers of updates and of steps. At scale small all networks have two hidden layers of 256 and all
 batches 128 rows, Cal-QL samples four actions instead of ten and RLPD takes four critic steps an update instead of
 twenty, so the figures are of a small budget and not the papers'; at scale paper all of this is each agent's own.
-Hyper-parameters on the cube are those that a method's authors give for it. The point mass's maze is nobody's task: its
-weights of the actor's distance are ours, gamma is 0.995, observations are standardised there, and at scale small steps
-are of 1e-3 and targets follow by 0.02. Smoke runs it all once, briefly, and holds it to nothing.
+Hyper-parameters on the cube are those that a method's authors give for it or for tasks like it. The point mass's maze
+is nobody's task: its weights of the actor's distance and of Cal-QL's penalty are ours, gamma is 0.995, observations are
+standardised there, and at scale small steps are of 1e-3 and targets follow by 0.02. Smoke runs it all once, briefly,
+and holds it to nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -41,9 +42,9 @@ class Budget:
     """whether networks and batches are small."""
 
     def often(self) -> int:
-        """Steps between the evaluations of a run through both phases. The second multiple is the middle of the steps
-        online; the switch is evaluated whatever its number."""
-        return max(1, (self.offline + self.online // 2) // 2)
+        """Steps between the evaluations of a run through both phases. At a small scale the second multiple is the
+        middle of the steps online; the switch is evaluated whatever its number."""
+        return max(1, (self.offline + self.online // 2) // 2) if self.small else 50_000
 
 
 SMOKE = Budget(400, 200, seeds=(0,), episodes=2, data=(4, 4))
@@ -65,8 +66,9 @@ FIGURES = {"BC": 5, "IQL": 83, "ReBRAC": 91, "IFQL": 79, "FQL": 96}
 """Success in per cent on cube-single after 1,000,000 updates on OGBench's data, mean of five tasks (FQL's paper,
 arXiv:2502.02538; quoted from memory, and not checked against it)."""
 
-LEAST = 0.2
-"""Success after the data, of every seed, below which there is too little to lose for the switch to be a test."""
+LEAST = 0.4
+"""Success after the data, of every seed, below which there is too little to lose for the switch to be a test: twice
+what may be lost."""
 
 
 def reproduce(
@@ -105,9 +107,13 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     # Steps cost until the goal is reached, so RLPD leaves entropy out of its targets, as its authors do for such tasks.
     mixed: dict[str, Any] = dict(backup_entropy=False, target_members=2 if cube else 1)
     starts: dict[str, Any] = dict(learning_starts=max(1, budget.online // 6)) if small else {}
-    mixed |= starts | (dict(utd=4) if small else {})
-    bounded: dict[str, Any] = starts | dict(lagrange=not cube) | (dict(cql_actions=4) if small else {})
-    bounded |= {} if cube or small else dict(critic_hidden=(256,) * 4)
+    # A temperature of 1 takes more updates to fall than there are here, and until then the actor is nearly uniform.
+    cool: dict[str, Any] = dict(init_ent_coef=0.1)
+    mixed |= starts | (dict(utd=4) | cool if small else {})
+    # A step is worth 1 in the maze, where the penalty would be all that values say. Its tuned weight for ant mazes,
+    # whose rewards are ten times as large, rises without end here: no values come down to its gap.
+    bounded: dict[str, Any] = starts | (dict(cql_actions=4) if small else {})
+    bounded |= {} if cube else dict(cql_alpha=0.3) | (cool if small else dict(critic_hidden=(256,) * 4))
     apart: dict[str, Any] = dict(actor_lr=3e-4, critic_lr=1e-3) if rates else {}
     calibrated: dict[str, Any] = bounded | apart | {k: v for k, v in shared.items() if k != "learning_rate"}
     gated: dict[str, Any] = dict(d_model=64, learning_starts=1) if small else {}

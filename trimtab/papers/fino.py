@@ -40,7 +40,7 @@ ANCHORS = (
     ("antmaze-large, 5 tasks", "Cal-QL, FINO", "success after 500k steps", "68, 99"),
     ("puzzle-4x4, 5 tasks", "IFQL, FINO", "success after 500k steps", "60, 56"),
 )
-"""The paper's figures, of a million updates on its own data and 500,000 steps."""
+"""The paper's figures, of a million updates on its own data and 500,000 steps, from one summary of its first table."""
 
 
 def reproduce(scale: str, out: Path, offline_steps: int | None = None, online_steps: int | None = None) -> Results:
@@ -48,7 +48,7 @@ def reproduce(scale: str, out: Path, offline_steps: int | None = None, online_st
     from data to online, at scale small."""
     results = Results("fino", scale)
     for setting, method, metric, value in ANCHORS:
-        results.anchor(setting, method, metric, value, SOURCE)
+        results.anchor(setting, method, metric, value, f"{SOURCE}, from a summary of its table")
     if scale == "paper":
         paper(results, out)
         return results
@@ -273,7 +273,8 @@ DOMAINS: dict[str, tuple[float, float, str, float, float]] = {
     "cube-double-play": (300.0, 0.99, "mean", 0.1, 0.0),
     "puzzle-4x4-play": (1_000.0, 0.99, "mean", 0.3, 0.01),
 }
-"""Domain of OGBench whose data can be made here -> alpha, gamma and agg of FINO, FQL and IFQL; ReBRAC's two alphas."""
+"""Domain of OGBench whose data can be made here -> alpha, gamma and agg of FINO and FQL, whose gamma IFQL has, too;
+ReBRAC's two alphas."""
 
 
 LEAN: dict[str, Any] = dict(utd=1, critic_members=2, backup_entropy=False)

@@ -273,6 +273,13 @@ def test_the_spread_is_that_of_its_own_actions(spec, batch):
     assert spread[0] - spread[1] == pytest.approx(2 * np.log(2.0), abs=0.05)
 
 
+def test_the_spread_is_that_of_the_actions_chosen(spec, batch):
+    fino = agent(spec, entropy_samples=200, candidates=8)
+    loud = replace(fino, critic=replace(fino.critic, mlp=scale_last(fino.critic.mlp, 100.0)))
+    even, greedy = (float(replace(loud, xi=jnp.float32(xi))._steer(batch, jr.key(1))[1]) for xi in (0.0, 1e3))
+    assert even - greedy > 0.3  # the best of eight lie closer together than what they are chosen from
+
+
 BAD = [dict(noise="white"), dict(q_agg="max"), dict(guide="column")]
 BAD += [dict(candidates=0), dict(entropy_every=0), dict(entropy_samples=0)]
 

@@ -89,6 +89,16 @@ def test_masks_are_not_terminals(tmp_path):
     np.testing.assert_array_equal(short.last, plain.last)
 
 
+def test_a_recording_may_go_on_after_its_task_ended(tmp_path):
+    given = episodes()
+    masked = given | {"masks": np.array([1, 0, 0, 1, 1, 1, 1], np.float32)}  # solved at row 1, and until row 2
+    masked["next_observations"] = given["observations"] + 100
+    masked["terminals"] = (given["terminals"] | masked.pop("timeouts")).astype(np.float32)
+    found, _ = read_recorded(write(tmp_path / "a.npz", masked))
+    np.testing.assert_array_equal(found.last, [0, 0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(found.ended, [0, 1, 1, 0, 1, 0, 1])
+
+
 def test_ends_of_episodes(tmp_path):
     # Kept are rows 0 to 3 and 5. Row 3 is the last that is known of the episode that was cut, row 5 of the data.
     given = episodes()

@@ -65,6 +65,25 @@ def test_three_episodes_by_hand():
     assert seen == set(expected)
 
 
+def test_windows_reach_over_a_task_that_ended_and_returns_do_not():
+    # A task ends at row 2, the recording at row 4.
+    data = rows(range(1, 5), [0, 0, 0, 1], [0, 1, 0, 0])
+    chunk = OfflineSource(data, 50, 3).batch((), jr.key(0))
+    assert isinstance(chunk, Chunk)
+    for first, discount, valid in zip(chunk.obs[:, 0], chunk.discount, chunk.valid, strict=True):
+        np.testing.assert_array_equal(valid, [1, 1, 1])
+        np.testing.assert_array_equal(discount, [1, 0, 1] if first == 1 else [0, 1, 1])
+    age = jnp.arange(4, dtype=jnp.int32)
+    none, all_of_it = jnp.int32(0), jnp.int32(4)
+    to_go = windows.returns_to_go(data, age, 0.5, jnp.float32(8.0), none, all_of_it)
+    np.testing.assert_allclose(to_go, [1 + 0.5 * 2, 2, 3 + 0.5 * 4 + 0.25 * 8, 4 + 0.5 * 8])
+    summed = windows.n_step(data, age, 3, 0.5, none, all_of_it)
+    np.testing.assert_allclose(summed.reward, [2, 2, 5, 4])
+    np.testing.assert_allclose(summed.discount, [0, 0, 0.5, 1])
+    after = windows.draw_with_next(data, jr.key(1), 50, none, all_of_it)
+    np.testing.assert_array_equal(after.next_valid, np.isin(np.asarray(after.reward), [1, 3]))
+
+
 def test_starts_are_uniform():
     batch = OfflineSource(rows(range(50), [0] * 50), 20_000, 5).batch((), jr.key(1))
     counts = np.bincount(np.asarray(batch.obs)[:, 0].astype(int), minlength=46)
