@@ -133,9 +133,10 @@ def test_a_comparison_is_read_from_its_runs(tmp_path):
     results = ran(tmp_path, "Cal-QL", rows, offline_steps=4, online_steps=4)
     found = {row["metric"]: row["value"] for row in results.rows}
     assert found[comparison.AFTER_DATA] == 0.5 and found[comparison.AT_END] == 1.0
+    assert found[comparison.FIRST] == pytest.approx(0.1)
     assert found[comparison.DROP] == pytest.approx(0.3) and found[comparison.DIP] == pytest.approx(0.25)
     comparison.judge(results, comparison.CUBE, "Cal-QL")
-    assert [check["passed"] for check in results.checks] == [True, False, False]
+    assert [check["passed"] for check in results.checks] == [True, True, False, False]
 
 
 def test_what_learnt_nothing_from_data_is_no_proof_of_a_smooth_switch(tmp_path):
