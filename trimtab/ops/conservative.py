@@ -24,4 +24,5 @@ LARGEST_LOG_WEIGHT = math.log(1e6)
 def bounded_weight(log_lambda: Float[Array, ""]) -> Float[Array, ""]:
     """`log_lambda`, at most `LARGEST_LOG_WEIGHT`. Where no values can bring the penalty down to the gap that is asked
     for, the weight would rise until something is not finite."""
-    return jnp.minimum(log_lambda, LARGEST_LOG_WEIGHT)
+    # Apart from Adam's step, which would be rounded in another way in a program where the two are fused.
+    return jnp.minimum(jax.lax.optimization_barrier(log_lambda), LARGEST_LOG_WEIGHT)

@@ -182,6 +182,9 @@ def compare(results: Results, out: Path, budget: Budget, only: tuple[str, ...] =
     for env in tasks:
         for method in WATCHED:
             judge(results, env, method)
+    if MAZE in tasks:
+        least = min(results.values(MAZE, "RLPD", AT_END))
+        results.check(f"{MAZE}: RLPD, {AT_END}, least", least >= 0.9, least, 0.9)
 
 
 def judge(results: Results, env: str, method: str) -> None:
