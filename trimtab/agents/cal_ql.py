@@ -6,7 +6,7 @@
     L_Q  = E[ (Q_e(s, a) - y)^2 ] + w lambda D_e,  mean over e                                                   (4)
     L_pi = E[ alpha log pi(a | s) - min_e Q_e(s, a) ],  a ~ pi(s) reparametrised                                 (5)
     L_a  = E[ alpha (-log pi(a | s) - H) ],  alpha = exp(log_alpha)                                              (6)
-    L_l  = -w lambda (D - gap),  lambda = exp(log_lambda) <= 1e6, D the mean of D_e                              (7)
+    L_l  = -w lambda (D - gap),  lambda = exp(log_lambda), D the mean of D_e                                     (7)
 
 CQL (arXiv:2006.04779) pushes the policy's values down without end. Here they are pushed no further than to G(s), the
 discounted return that the data had from this row on: what the policy that made the data is worth, which a learnt one
@@ -23,8 +23,9 @@ of the policy's values in (2) that are below G; cql_weight_loss (7), cql_weight 
 (5), actor_entropy -E[log pi]; ent_coef_loss (6), ent_coef alpha after the update; *_grad_norm the global norm of that
 gradient (of cql_weight 0 without `lagrange`).
 Differences from the official code: the losses of the critics are averaged and not summed, the actor sees the new
-critic, (6) has alpha where the code has log alpha, lambda starts at 1 and not at e, and comes back from 1e6; networks
-do not start orthogonal, nor log stds at -1; any reward may be cut, see above, where the code knows two kinds of tasks.
+critic, (6) has alpha where the code has log alpha, lambda starts at 1 and not at e, and has no bound (there
+1e6); networks do not start orthogonal, nor log stds at -1; any reward may be cut, see above, where the code knows two
+kinds of tasks.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from trimtab.batches import ToGo
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, require_continuous, require_counts
 from trimtab.nets.critic import Critic
-from trimtab.ops import bounded_weight, conservative_gap, copy, descend, polyak, td_target
+from trimtab.ops import conservative_gap, copy, descend, polyak, td_target
 from trimtab.policies.gaussian import Mean, TanhGaussian
 from trimtab.policies.proposals import best_value, proposals
 
@@ -143,7 +144,6 @@ class CalQL(AbstractAgent):
         log_lambda, opt_l, m_l = descend(
             tx["log_lambda"], self.log_lambda, opt["log_lambda"], lambda x: self._weight_loss(x, gap), "cql_weight"
         )
-        log_lambda = bounded_weight(log_lambda)
         actor, opt_pi, m_pi = descend(
             tx["actor"], self.actor, opt["actor"], lambda pi: self._actor_loss(pi, critic, batch, k_actor), "actor"
         )

@@ -5,7 +5,7 @@
     L_Q  = E[ (Q_e(s, a) - y)^2 ] + w lambda D_e,  mean over e                                   (3)
     L_pi = E[ alpha log pi(a | s) - min_e Q_e(s, a) ],  a ~ pi(s) reparametrised                 (4)
     L_a  = E[ alpha (-log pi(a | s) - H) ],  alpha = exp(log_alpha)                              (5)
-    L_l  = -w lambda (D - gap),  lambda = exp(log_lambda) <= 1e6, D the mean of D_e              (6)
+    L_l  = -w lambda (D - gap),  lambda = exp(log_lambda), D the mean of D_e                     (6)
 
 The 3n actions of (2) are n uniform ones, n of pi(s) and n of pi(s'), all evaluated at s; mu is the density each was
 drawn from, 2^-act for the uniform ones. lambda is 1 unless `lagrange`, which tunes it by (6). Without
@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from trimtab.batches import Transition
 from trimtab.core import AbstractAgent, AbstractPolicy, Metrics, Spec, UsageError, require_continuous
 from trimtab.nets.critic import Critic
-from trimtab.ops import bounded_weight, conservative_gap, copy, descend, polyak, td_target
+from trimtab.ops import conservative_gap, copy, descend, polyak, td_target
 from trimtab.policies.gaussian import Mean, TanhGaussian
 from trimtab.policies.proposals import best_value, proposals
 
@@ -138,7 +138,6 @@ class CQL(AbstractAgent):
         log_lambda, opt_l, m_l = descend(
             tx["log_lambda"], self.log_lambda, opt["log_lambda"], lambda x: self._weight_loss(x, gap), "cql_weight"
         )
-        log_lambda = bounded_weight(log_lambda)
         actor, opt_pi, m_pi = descend(
             tx["actor"], self.actor, opt["actor"], lambda pi: self._actor_loss(pi, critic, batch, k_actor), "actor"
         )

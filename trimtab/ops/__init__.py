@@ -2,7 +2,6 @@
 
 from trimtab.ops.advantages import explained_variance as explained_variance
 from trimtab.ops.advantages import gae as gae
-from trimtab.ops.conservative import bounded_weight as bounded_weight
 from trimtab.ops.conservative import conservative_gap as conservative_gap
 from trimtab.ops.descend import copy as copy
 from trimtab.ops.descend import descend as descend
