@@ -1,4 +1,4 @@
-"""FAC, FINO, RLPD, Cal-QL and QC-FQL learn what their papers say: the acceptance experiments of their pages, held to
+"""FAC, FINO, RLPD and QC-FQL learn what their papers say: the acceptance experiments of their pages, held to
 every seed. FAC's and FINO's are their recipes' own."""
 
 import csv

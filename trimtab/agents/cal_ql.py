@@ -24,8 +24,8 @@ of the policy's values in (2) that are below G; cql_weight_loss (7), cql_weight 
 gradient (of cql_weight 0 without `lagrange`).
 Differences from the official code: the losses of the critics are averaged and not summed, the actor sees the new
 critic, (6) has alpha where the code has log alpha, lambda starts at 1 and not at e, and has no bound (there
-1e6); networks do not start orthogonal, nor log stds at -1; any reward may be cut, see above, where the code knows two
-kinds of tasks.
+1e6, from memory); networks do not start orthogonal, nor log stds at -1; any reward may be cut, see above, where the
+code knows two kinds of tasks.
 """
 
 from dataclasses import dataclass, replace
