@@ -346,9 +346,11 @@ class Setup:
                 value = min(float(np.asarray(self.dataset.transition.reward).min()), 0.0) / (1.0 - gamma)
         return Returns(jnp.float32(value), gamma)
 
-    @property
-    def rows(self) -> int:
-        """Rows of a batch: the config's `batch_size`, times its `utd` where each batch is cut into so many slices."""
+    def rows(self, phase: str) -> int:
+        """Rows of a batch: the config's `batch_size`, times its `utd` where each batch is cut into so many slices; its
+        `proxy_batch_size`, if it has one, in phase "proxy"."""
+        if phase == "proxy" and _has(self.config, "proxy_batch_size") and self.config.proxy_batch_size is not None:
+            return self.config.proxy_batch_size
         return self.config.batch_size * (self.config.utd if _has(self.config, "utd") else 1)
 
     @property
@@ -364,18 +366,18 @@ class Setup:
         reading, num_envs = Reading.of(self.record["agent"], config), self.record["num_envs"]
         if reading.on_policy:
             return self._rollouts()
-        chunk = reading.chunk
+        chunk, rows = reading.chunk, self.rows(phase)
         if chunk is not None and chunk < 1:
             raise UsageError(f"chunk must be at least 1, got {chunk}")
         if isinstance(self.dataset, stream.Stream):
-            return stream.StreamSource(self.dataset, self.rows)
+            return stream.StreamSource(self.dataset, rows)
         if phase == "offline" and reading.scored:
-            return ScoredSource(self.dataset, self.rows)
+            return ScoredSource(self.dataset, rows)
         if phase in ("proxy", "offline"):
-            return OfflineSource(self.dataset, self.rows, chunk, self.returns)
+            return OfflineSource(self.dataset, rows, chunk, self.returns)
         if self.symmetric and reading.replay != Replay():
             raise UsageError("symmetric sampling draws single steps uniformly: leave priorities and n_step off")
-        if self.symmetric and self.rows < 2:
+        if self.symmetric and rows < 2:
             raise UsageError(f"symmetric sampling needs a batch_size of at least 2, got {config.batch_size}")
         if config.buffer_size < num_envs * (chunk or 1):
             least = f"{num_envs} (num_envs)" if chunk is None else f"{num_envs * chunk} (num_envs times chunk)"
@@ -387,7 +389,7 @@ class Setup:
         if world is not None and world.own is not None:
             if self.record["updates_per_step"] != 1.0:
                 raise UsageError("own worlds make one update a vector step: leave --updates-per-step at 1")
-            sizes = (num_envs, config.buffer_size, self.rows)
+            sizes = (num_envs, config.buffer_size, rows)
             return WorldSource.create(
                 world.own,
                 *sizes,
@@ -399,7 +401,7 @@ class Setup:
                 replay=reading.replay,
                 returns=self.returns,
             )
-        sizes = (config.buffer_size, self.rows)
+        sizes = (config.buffer_size, rows)
         return ReplaySource.create(
             self.spec,
             *sizes,

@@ -16,6 +16,7 @@ from trimtab.cli.train import flags_for
 from trimtab.papers import comparison, fino, flow_ac, reengage
 from trimtab.papers.recipe import Results
 from trimtab.papers.sac_flow import data_name
+from trimtab.run.results import read_run
 
 
 @pytest.mark.parametrize("sampling", ["symmetric", pytest.param("merged", marks=pytest.mark.thorough)])
@@ -33,6 +34,18 @@ def test_evaluated_on_both_sides_of_the_switch(cli, tmp_path, dataset, sampling)
     assert cli("report", run, "--out", out).status == 0
     figures = json.loads((out / "report.json").read_text())
     assert figures["tasks"][0]["switches"] == [110] and None not in figures["runs"][0]["around_switch"]
+
+
+@pytest.mark.parametrize("seeds", ["--seed 0", pytest.param("--seeds 0 1", marks=pytest.mark.thorough)])
+def test_an_own_world_is_evaluated_while_steps_are_collected_for_the_first_update(cli, tmp_path, seeds):
+    """Once, after the last of them, if a multiple of --eval-freq was passed; so are lines of the log."""
+    args = f"train sac --env probe/Both --steps 90 {ONLINE} --agent.learning-starts 45 --eval-freq 20 --log-freq 30"
+    assert cli(*args.split(), *seeds.split(), "--out", tmp_path, "--name", "x").status == 0
+    for run in (tmp_path / "probe/Both/sac").iterdir():
+        found = read_run(run)
+        assert found.returns[0].tolist() == [45, 60, 80, 90]
+        steps, rates = found.metrics["time/updates_per_second"]
+        assert steps.tolist() == [45, 60, 90] and rates[0] == 0.0 and (rates[1:] > 0.0).all()
 
 
 def test_prolonged_online_to_a_total_of_all_steps(cli, tmp_path, dataset):
@@ -72,15 +85,19 @@ def test_the_runs_of_a_recipe_are_commands_that_parse(recipe, tmp_path):
         read = parse(flags_for(agent), words, "trimtab train")
         assert read.offline_steps or read.online_steps
         assert (agent == "rlpd") == (read.offline_steps == 0)
-        assert (read.sampling == "symmetric") == (agent in ("rlpd", "cal-ql"))
-        if "TwoRoute" not in job.setting:
+        assert (read.sampling == "symmetric") == (agent in ("rlpd", "cal-ql", "cql"))
+        if job.setting == comparison.TWO_ROUTE:
+            assert read.env == "trimtab/TwoRoute-v0" and Path(read.dataset) == tmp_path / "two-route.npz"
+        elif "TwoRoute" not in job.setting:
             assert read.env == job.setting and Path(read.dataset) == tmp_path / f"{data_name(job.setting)}.npz"
         else:
             assert read.keep_evaluated and f"{getattr(read.agent, 'lam', read.agent.alpha):g}" in job.setting
     if recipe.startswith("data-to-online"):
         methods = [job.method for job in found if (job.setting, job.seed) == (comparison.CUBE, 0)]
         assert sorted(methods) == sorted([*comparison.OFFLINE, *comparison.BOTH, "RLPD"]) and len(methods) == 11
-        together = {job.method for job in found if job.together}
+        own = [job for job in found if job.setting == comparison.TWO_ROUTE]
+        assert {job.method for job in own} == {"FQL", "FINO", "CQL", "Cal-QL"} and all(job.together for job in own)
+        together = {job.method for job in found if job.together and job not in own}
         assert together == set(comparison.OFFLINE)
 
 

@@ -375,7 +375,8 @@ def test_data_beside_an_agent_that_has_learnt_nothing_yet(cli, crash_at, tmp_pat
 @pytest.mark.thorough
 def test_an_agent_that_scores_its_data_is_resumed_in_each_phase(cli, crash_at, tmp_path, dataset):
     args = f"train fac --env InvertedPendulum-v5 --dataset {dataset} --offline-steps 200 --online-steps 60 {ONLINE}"
-    args = f"{args} --agent.proxy-steps 100 --log-freq 50 --eval-freq 150 --checkpoint-freq 70 --out {tmp_path}".split()
+    args = f"{args} --agent.proxy-steps 100 --agent.proxy-batch-size 24 --log-freq 50 --eval-freq 150"
+    args = f"{args} --checkpoint-freq 70 --out {tmp_path}".split()
     folder = tmp_path / "InvertedPendulum-v5" / "fac"
     assert cli(*args, "--name", "whole").status == 0
     # While the flow is fitted, when it is done, in the offline phase, and online.

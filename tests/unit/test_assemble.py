@@ -137,3 +137,15 @@ def test_what_is_said_of_rlpd_without_half_of_it(dataset, capsys):
     setup.record["sampling"] = "symmetric"
     api._say_dropped(setup)
     assert not capsys.readouterr().out
+
+
+def test_only_the_phase_before_the_scores_has_batches_of_its_own_size(dataset):
+    path, _ = dataset
+    fields = dict(proxy_steps=5, batch_size=4, hidden=(8,))
+    rows = lambda phase, **own: (
+        assemble.Setup.create(record("fac", path, **fields, **own), None).source(phase).batch_size
+    )
+    assert [rows(phase) for phase in ("proxy", "offline")] == [4, 4]
+    assert [rows(phase, proxy_batch_size=12) for phase in ("proxy", "offline")] == [12, 4]
+    with pytest.raises(UsageError, match="proxy_batch_size must be at least 1, got 0"):
+        assemble.Setup.create(record("fac", path, proxy_batch_size=0, **fields), None).agent(0)

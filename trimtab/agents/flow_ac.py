@@ -25,10 +25,10 @@ Metrics: critic_loss L_Q, critic_mean E[Q(s, a)], critic_weight E[w], critic_gat
 log b(a_p | s), critic_data_density mean log b(a | s), critic_policy_mean E[Q(s, a_p)] and critic_policy_min the least
 of these; actor_loss L_pi, actor_distance the mean that lam weighs, actor_q E[Q]; proxy_loss L_b, with a VAE plus minus
 its ELBO; *_grad_norm the global norm of that gradient, with a VAE the sum of both. What a phase does not compute is 0.
-Differences from the official code: the proxy sees batches of `batch_size` (there 256 to 4096, by the size of the data)
-for `proxy_steps` updates (there 250 epochs); densities may be integrated in more steps, or by Heun's or Runge and
-Kutta's method, than the 10 Euler steps whose tails are too flat; one Adam a network instead of one for actor and
-critics, which is the same.
+Differences from the official code: the proxy sees batches of `batch_size` unless it has a `proxy_batch_size` (there 256
+to 4096, by the size of the data) for `proxy_steps` updates (there 250 epochs); densities may be integrated in more
+steps, or by Heun's or Runge and Kutta's method, than the 10 Euler steps whose tails are too flat; one Adam a network
+instead of one for actor and critics, which is the same.
 """
 
 from dataclasses import dataclass, replace
@@ -99,6 +99,9 @@ class Config:
     """what they are drawn from: "rademacher", which varies less, or "gaussian"."""
     proxy_steps: int = 50_000
     """updates of the proxy before the first one of critic and actor; offline-steps do not count them."""
+    proxy_batch_size: int | None = None
+    """transitions in one of these updates; None is `batch_size`. Official code: 256 below 1e5 rows of data, 1,024 below
+    5e5, else 4,096."""
     normalize_obs: bool = False
     """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
@@ -142,7 +145,8 @@ class FlowAC(AbstractScorer):
         """A fresh agent. Raises `UsageError` for discrete actions, an unknown choice of a field that names one, a
         `quantile` outside of [0, 1), or a count below 1."""
         require_continuous(spec, "fac")
-        require_counts(config, "proxy_steps", "density_steps", "vae_samples")
+        own = () if config.proxy_batch_size is None else ("proxy_batch_size",)
+        require_counts(config, "proxy_steps", "density_steps", "vae_samples", *own)
         require_choice(config, "threshold", ("batch", "dataset", "batch-least"))
         require_choice(config, "density", ("flow", "vae"))
         require_choice(config, "weight", tuple(WEIGHTS))

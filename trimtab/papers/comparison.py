@@ -6,8 +6,10 @@ batches 128 rows, Cal-QL samples four actions instead of ten and RLPD takes four
 twenty, so the figures are of a small budget and not the papers'; at scale paper all of this is each agent's own.
 Hyper-parameters on the cube are those that a method's authors give for it or for tasks like it. The point mass's maze
 is nobody's task: its weights of the actor's distance and of Cal-QL's penalty are ours, gamma is 0.995, observations are
-standardised there, and at scale small steps are of 1e-3 and targets follow by 0.02. Smoke runs it all once, briefly,
-and holds it to nothing.
+standardised there, and at scale small steps are of 1e-3 and targets follow by 0.02.
+
+Beside them a small world of our own, TwoRoute, for the switch alone: policies there are learnt well enough for it to be
+seen by itself. FINO beside FQL, Cal-QL beside CQL. Smoke runs it all once, briefly, and holds it to nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -16,12 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.agents import bc, cal_ql, fino, flow_ac, fql, ifql, iql, qc_fql, rebrac, rlpd, sac_flow_chunked
+from trimtab.agents import bc, cal_ql, cql, fino, flow_ac, fql, ifql, iql, qc_fql, rebrac, rlpd, sac_flow_chunked
 from trimtab.papers.recipe import Job, Results, curve, flags, folder, make_data, plot_curves, run_jobs, select
 from trimtab.papers.sac_flow import data_name
 from trimtab.run.results import read_run
 
 CUBE, MAZE = "cube-single-play-singletask-task2-v0", "pointmaze-medium-navigate-singletask-task1-v0"
+TWO_ROUTE = "TwoRoute"
+TASKS = (CUBE, MAZE, TWO_ROUTE)
+
+ENVS = {TWO_ROUTE: "trimtab/TwoRoute-v0"}
+"""Environments of tasks that are not called by their id."""
+
+DATA = {CUBE: data_name(CUBE), MAZE: data_name(MAZE), TWO_ROUTE: "two-route"}
+"""Task -> the name of its data set."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,8 @@ class Budget:
     episodes: int = 50
     """episodes of an evaluation; twice as many for agents of which the switch is watched. Each phase that a method has
     is evaluated about half-way and at its end."""
-    data: tuple[int | None, int | None] = (100, 200)
-    """episodes of data made for the cube and for the maze, of 1,000 steps; None: as many as OGBench has."""
+    data: tuple[int | None, ...] = (100, 200, None)
+    """episodes of data made for each of `TASKS`; None: as many as OGBench has, 400 of TwoRoute."""
     small: bool = True
     """whether networks and batches are small."""
 
@@ -47,8 +57,8 @@ class Budget:
         return max(1, (self.offline + self.online // 2) // 2) if self.small else 50_000
 
 
-SMOKE = Budget(400, 200, seeds=(0,), episodes=2, data=(4, 4))
-PAPER = Budget(1_000_000, 500_000, seeds=(0, 1, 2, 3, 4), data=(None, None), small=False)
+SMOKE = Budget(400, 200, seeds=(0,), episodes=2, data=(4, 4, 4))
+PAPER = Budget(1_000_000, 500_000, seeds=(0, 1, 2, 3, 4), data=(None, None, None), small=False)
 
 OFFLINE = ("BC", "IQL", "ReBRAC", "IFQL", "FAC")
 """Methods that stop where the data end."""
@@ -89,6 +99,8 @@ def reproduce(
 
 def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     """Method -> agent and config for a task."""
+    if env == TWO_ROUTE:
+        return _small_world(budget)
     cube, small = env == CUBE, budget.small
     nets: dict[str, Any] = dict(hidden=(256, 256), batch_size=128) if small else {}
     # The maze is seen by two coordinates, of 0 to 20: nets that start near linear are slow to tell walls apart in them.
@@ -135,10 +147,28 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     }
 
 
-def jobs(data: Path, budget: Budget, methods: tuple[str, ...] = (), tasks: tuple[str, ...] = (CUBE, MAZE)) -> list[Job]:
-    """The runs of `methods` (default: all) on the data sets in `data`, the slowest ones first."""
-    wanted = methods or ("Cal-QL", "RLPD", "SAC Flow", "FAC", "QC-FQL", "FINO", "FQL", "IFQL", "ReBRAC", "IQL", "BC")
-    return [_job(env, method, seed, data, budget) for method in wanted for env in tasks for seed in budget.seeds]
+def _small_world(budget: Budget) -> dict[str, tuple[str, Any]]:
+    """What is compared on TwoRoute: FINO beside FQL, which is FINO without its noise and its choice, and Cal-QL beside
+    CQL, which is Cal-QL without its bound."""
+    shared: dict[str, Any] = dict(hidden=(128, 128), gamma=0.98)
+    flow: dict[str, Any] = shared | dict(learning_rate=9e-4, alpha=3.0, normalize_q=True)
+    starts = min(1_000, max(1, budget.online // 6))
+    often: dict[str, Any] = dict(entropy_every=1_000) if budget.small else {}
+    return {
+        "FQL": ("fql", fql.Config(**flow)),
+        "FINO": ("fino", fino.Config(candidates=4, **often, **flow)),
+        "CQL": ("cql", cql.Config(learning_starts=starts, **shared)),
+        "Cal-QL": ("cal-ql", cal_ql.Config(learning_starts=starts, **shared)),
+    }
+
+
+SLOWEST = ("Cal-QL", "CQL", "RLPD", "SAC Flow", "FAC", "QC-FQL", "FINO", "FQL", "IFQL", "ReBRAC", "IQL", "BC")
+
+
+def jobs(data: Path, budget: Budget, methods: tuple[str, ...] = SLOWEST, tasks: tuple[str, ...] = TASKS) -> list[Job]:
+    """The runs of `methods` on the data sets in `data`, in their order: by default all, the slowest ones first."""
+    pairs = [(method, env) for method in methods for env in tasks if method in configs(env, budget)]
+    return [_job(env, method, seed, data, budget) for method, env in pairs for seed in budget.seeds]
 
 
 def _job(env: str, method: str, seed: int, data: Path, budget: Budget) -> Job:
@@ -147,27 +177,30 @@ def _job(env: str, method: str, seed: int, data: Path, budget: Budget) -> Job:
     often = max(1, budget.offline // 2) if alone else budget.often()
     if method == "RLPD":
         often = max(1, budget.online // 2)
-    options: dict[str, Any] = dict(dataset=str(data / f"{data_name(env)}.npz"), eval_freq=often)
+    world = env == TWO_ROUTE
+    if world:  # evaluations cost little there
+        often = max(1, budget.online // 6)
+    options: dict[str, Any] = dict(dataset=str(data / f"{DATA[env]}.npz"), eval_freq=often)
     options |= dict(eval_episodes=budget.episodes * (2 if method in WATCHED else 1))
     options |= dict(checkpoint_freq=max(1, budget.offline // 2), log=("csv",))
     if method != "RLPD":
         options["offline_steps"] = budget.offline
     if not alone:
         options["online_steps"] = budget.online
-    if method in ("RLPD", "Cal-QL"):
+    if method in ("RLPD", "Cal-QL", "CQL"):
         options["sampling"] = "symmetric"
-    # What only reads data trains all its seeds in one program.
-    together = budget.seeds if alone and len(budget.seeds) > 1 else ()
-    return Job(env, method, seed, flags(agent, env, config, **options), "success", together)
+    # What only reads data trains all its seeds in one program, and so does what acts in an own world.
+    together = budget.seeds if (alone or world) and len(budget.seeds) > 1 else ()
+    return Job(env, method, seed, flags(agent, ENVS.get(env, env), config, **options), "success", together)
 
 
 def compare(results: Results, out: Path, budget: Budget, only: tuple[str, ...] = ()) -> None:
     """Makes the data, trains all, and adds success rates, what was lost after the switch, and its checks."""
     plan = select(jobs(out / "data", budget), only)
-    tasks = dict(zip((CUBE, MAZE), budget.data, strict=True))
+    tasks = dict(zip(TASKS, budget.data, strict=True))
     tasks = {env: episodes for env, episodes in tasks.items() if any(job.setting == env for job in plan)}
     for env, episodes in tasks.items():
-        make_data(data_name(env), out / "data", episodes)
+        make_data(DATA[env], out / "data", episodes)
     run_jobs(plan, out)
     for job in sorted(plan, key=lambda job: (job.setting, job.method, job.seed)):
         measure(results, job, out)

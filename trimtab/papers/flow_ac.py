@@ -325,7 +325,7 @@ def paper_jobs(data: Path) -> list[Job]:
         gamma = 0.995 if domain.startswith("antmaze-giant") else 0.99
         agg = "min" if far else "mean"
         configs: dict[str, tuple[str, Any]] = {
-            "FAC": ("fac", flow_ac.Config(proxy_steps=61_000, **penalised)),
+            "FAC": ("fac", flow_ac.Config(proxy_steps=61_000, proxy_batch_size=4_096, **penalised)),
             "FQL": ("fql", fql.Config(gamma=gamma, q_agg=agg, **plain)),
         }
         options: dict[str, Any] = dict(offline_steps=1_000_000, eval_freq=100_000, eval_episodes=50)

@@ -289,6 +289,7 @@ class _Loop:
         fill = prefill if t.seeds is None else prefill_seeds
         t.state = fill(self.source, policy, t.state, self.act_key, np.int32(rounds))
         t.step = min(s.start + rounds * num_envs, s.steps)
+        self._events(s.start)
 
     def advance(self) -> None:
         """One chunk: one vector step of host environments, or a rollout of them for an on-policy agent, or all updates
