@@ -72,7 +72,7 @@ WATCHED = ("FINO", "Cal-QL")
 AFTER_DATA, AT_END = "success after the data", "success at the end"
 DROP, DIP = "largest drop of the return after the switch, as a share", "largest fall of the success after the switch"
 FIRST = "drop of the return at the first evaluation online, as a share"
-"""What of it is there at once; the other two may come later."""
+"""What of it is there at once, after the first updates online; the other two may come later."""
 
 FIGURES = {"BC": 5, "IQL": 83, "ReBRAC": 91, "IFQL": 79, "FQL": 96}
 """Success in per cent on cube-single after 1,000,000 updates on OGBench's data, mean of five tasks (FQL's paper,
@@ -233,7 +233,8 @@ def measure(results: Results, job: Job, out: Path) -> None:
     """Adds what a run reached: at its last evaluation on data, at its end, and the worst between the two."""
     steps, success = curve(job, out)
     _, returns = curve(job, out, "return")
-    switch = read_run(folder(job, out)).switch
+    run = read_run(folder(job, out))
+    switch = run.switch
     before = np.full(steps.shape, "--offline-steps" in job.flags) if switch is None else steps <= switch
     after = ~before
     add = lambda metric, value: results.add(job.setting, job.method, job.seed, metric, float(value))
@@ -242,8 +243,10 @@ def measure(results: Results, job: Job, out: Path) -> None:
     if after.any():
         add(AT_END, success[-1])
     if before.any() and after.any():
-        had = returns[before][-1]
-        add(FIRST, (had - returns[after][0]) / max(abs(had), 1e-6))
+        around = run.around_switch(run.returns)
+        assert around is not None, f"{job.method} was not evaluated after it learnt online"
+        had, first = around
+        add(FIRST, (had - first) / max(abs(had), 1e-6))
         add(DROP, (had - returns[after].min()) / max(abs(had), 1e-6))
         add(DIP, success[before][-1] - success[after].min())
 

@@ -171,7 +171,7 @@ def _switch_table(task: Task) -> str:
     head = f"<thead><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr></thead>"
     return (
         f'<div class="card"><h3>From data to online</h3>{_table(head, rows)}<p class="note">The last evaluation before '
-        "the switch and the first one after it, mean over seeds.</p></div>"
+        "the switch and the first one after an update online, mean over seeds.</p></div>"
     )
 
 

@@ -82,10 +82,23 @@ class Run:
         both = self.config.get("dataset") and finite(self.config.get("online_steps")) and self._before_online
         return int(self._before_online) if both else None
 
+    @property
+    def waits_online(self) -> int:
+        """Steps after the switch without an update: what symmetric batches wait for, and agents that know their phases;
+        a multiple of the number of environments."""
+        config = self.config.get("agent_config") or {}
+        steps = finite(config.get("learning_starts")) or 0.0
+        waits = self.config.get("sampling") == "symmetric" or "phase" in config
+        num_envs = int(finite(self.config.get("num_envs")) or 1)
+        return -(-int(steps) // num_envs) * num_envs if waits else 0
+
     def around_switch(self, series: Series) -> tuple[float, float] | None:
-        """The last value of a series before the switch and the first one after it, where there are both."""
+        """The last value of a series before the switch and the first one after it at which the agent had learnt online,
+        where there are both."""
         steps, values = series
-        before, after = (values[steps <= self.switch], values[steps > self.switch]) if self.switch else ([], [])
+        if self.switch is None:
+            return None
+        before, after = values[steps <= self.switch], values[steps > self.switch + self.waits_online]
         return (float(before[-1]), float(after[0])) if len(before) and len(after) else None
 
     @property

@@ -142,6 +142,17 @@ def test_the_switch_from_data_to_online_is_marked(tmp_path):
     assert "dashed" not in plain and "From data to online" not in plain and figures["tasks"][0]["switches"] == []
 
 
+@pytest.mark.parametrize(("num_envs", "after"), [(1, 3.0), (7, 4.0)])
+@pytest.mark.parametrize("how", [{"sampling": "symmetric"}, {"phase": "online"}, {"sampling": "merged"}])
+def test_what_was_evaluated_before_the_first_update_online_is_not_after_the_switch(tmp_path, how, num_envs, after):
+    """Ten steps without an update after a switch at 100; with seven environments side by side fourteen."""
+    config = dict(learning_starts=10) | ({"phase": "online"} if "phase" in how else {})
+    shared = dict(dataset="d", offline_steps=100, online_steps=50, num_envs=num_envs, agent_config=config)
+    curve = {100: [1.0], 110: [2.0], 112: [3.0], 150: [4.0]}
+    _, figures = report([make_run(tmp_path / "x", "fino", curve=curve, **shared | how)], tmp_path / "out")
+    assert figures["runs"][0]["around_switch"] == [1.0, 2.0 if how == {"sampling": "merged"} else after]
+
+
 def test_steps_that_a_run_is_meant_to_take(tmp_path):
     shared = dict(dataset="d", done=False, curve={20: [1.0]})
     fac = {"agent_config": {"proxy_steps": 30}}
