@@ -230,7 +230,10 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         return hdf5.read(path, _KNOWN)
     try:
         if path.is_dir():
-            return {name: opened(path, name, partial(np.load, file)) for name, file in npy_files(path).items()}
+            files = npy_files(path)
+            if not files:
+                raise UsageError(f"{path} is a folder without arrays that a data set has: {_within(path)}")
+            return {name: opened(path, name, partial(np.load, file)) for name, file in files.items()}
         with path.open("rb") as handle:
             file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
@@ -239,6 +242,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             return {name: read(name) for name in file.files if _root(name) in _KNOWN}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read the data set {path}: {error}") from error
+
+
+def _within(folder: Path) -> str:
+    """What to give in place of a folder that is no data set: the first file in it that may be one."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".npz", *hdf5.SUFFIXES))
+    named = f"a file in it, such as {files[0]}" if files else "an .npz or .hdf5 file, or a folder of .npy files"
+    return f"give {named}"
 
 
 def opened(path: Path, name: str, read: Callable[[], np.ndarray]) -> np.ndarray:

@@ -216,6 +216,13 @@ def empty_folder(path: Path) -> Path:
     return path
 
 
+def folder_of_files(path: Path) -> Path:
+    path.mkdir()
+    for name in ("two.npz", "two.hdf5", "notes.txt"):
+        (path / name).touch()
+    return path
+
+
 def broken_folder(path: Path) -> Path:
     write(path.with_suffix(""), episodes())
     (path.with_suffix("") / "rewards.npy").write_bytes(b"\x93NUMPY")
@@ -230,7 +237,8 @@ def broken_folder(path: Path) -> Path:
         (cut, "cannot read"),
         (one_array, "is a single array"),
         (nothing, "cannot read"),
-        (empty_folder, "lacks the array"),
+        (empty_folder, "without arrays that a data set has: give an .npz or .hdf5 file, or a folder"),
+        (folder_of_files, r"without arrays that a data set has: give a file in it, such as .*data\.npz/two\.hdf5"),
         (broken_folder, "cannot read the data set .*: rewards: "),
     ],
 )
