@@ -95,6 +95,10 @@ def test_the_runs_of_a_recipe_are_commands_that_parse(recipe, tmp_path):
     if recipe.startswith("data-to-online"):
         methods = [job.method for job in found if (job.setting, job.seed) == (comparison.CUBE, 0)]
         assert sorted(methods) == sorted([*comparison.OFFLINE, *comparison.BOTH, "RLPD"]) and len(methods) == 11
+        watched = [job for job in found if job.setting == comparison.EXPLORE]
+        assert {job.method for job in watched} == set(comparison.WATCHED)
+        longer = {pair[1] for job in watched for pair in pairwise(job.flags) if pair[0] == "--offline-steps"}
+        assert longer == {"80000" if "small" in recipe else "1000000"}
         own = [job for job in found if job.setting == comparison.TWO_ROUTE]
         assert {job.method for job in own} == {"FQL", "FINO", "CQL", "Cal-QL"} and all(job.together for job in own)
         together = {job.method for job in found if job.together and job not in own}
@@ -106,7 +110,7 @@ def test_steps_of_a_comparison_are_flags(cli, tmp_path):
     assert_one_line(cli(*f"reproduce flow-ac {small} --offline-steps 10".split()), 2, "data-to-online and fino")
     assert_one_line(cli(*f"reproduce fino --out {tmp_path} --online-steps 10".split()), 2, "scale small")
     assert_one_line(cli(*f"reproduce fino {small} --offline-steps 3".split()), 2, "offline-steps must be at least 4")
-    assert comparison.budget_of("small", 400, None) == comparison.Budget(offline=400)
+    assert comparison.budget_of("small", 400, None) == comparison.Budget(offline=400, longer=400)
     expected = (("FQL", "210", "50"), ("FINO", "210", "100"), ("IQL", "200", "50"), ("RLPD", "20", "50"))
     for method, often, episodes in expected:
         job = comparison.jobs(tmp_path, comparison.budget_of("small", 400, 40), (method,))[0]

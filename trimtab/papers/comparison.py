@@ -8,8 +8,10 @@ Hyper-parameters on the cube are those that a method's authors give for it or fo
 is nobody's task: its weights of the actor's distance and of Cal-QL's penalty are ours, gamma is 0.995, observations are
 standardised there, and at scale small steps are of 1e-3 and targets follow by 0.02.
 
-Beside them a small world of our own, TwoRoute, for the switch alone: policies there are learnt well enough for it to be
-seen by itself. FINO beside FQL, Cal-QL beside CQL. Smoke runs it all once, briefly, and holds it to nothing.
+Two more for the switch alone, where policies are learnt well enough for it to be seen by itself: a small world of our
+own, TwoRoute, with FINO beside FQL and Cal-QL beside CQL; and the maze with data of aimless walks, which touch its
+walls, for FINO and Cal-QL, with more updates and smaller steps. Smoke runs it all once, briefly, and holds it to
+nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -24,13 +26,13 @@ from trimtab.papers.sac_flow import data_name
 from trimtab.run.results import read_run
 
 CUBE, MAZE = "cube-single-play-singletask-task2-v0", "pointmaze-medium-navigate-singletask-task1-v0"
-TWO_ROUTE = "TwoRoute"
-TASKS = (CUBE, MAZE, TWO_ROUTE)
+TWO_ROUTE, EXPLORE = "TwoRoute", "pointmaze-medium-explore-singletask-task1-v0"
+TASKS = (CUBE, MAZE, TWO_ROUTE, EXPLORE)
 
 ENVS = {TWO_ROUTE: "trimtab/TwoRoute-v0"}
 """Environments of tasks that are not called by their id."""
 
-DATA = {CUBE: data_name(CUBE), MAZE: data_name(MAZE), TWO_ROUTE: "two-route"}
+DATA = {CUBE: data_name(CUBE), MAZE: data_name(MAZE), TWO_ROUTE: "two-route", EXPLORE: data_name(EXPLORE)}
 """Task -> the name of its data set."""
 
 
@@ -46,10 +48,12 @@ class Budget:
     episodes: int = 50
     """episodes of an evaluation; twice as many for agents of which the switch is watched. Each phase that a method has
     is evaluated about half-way and at its end."""
-    data: tuple[int | None, ...] = (100, 200, None)
+    data: tuple[int | None, ...] = (100, 200, None, 400)
     """episodes of data made for each of `TASKS`; None: as many as OGBench has, 400 of TwoRoute."""
     small: bool = True
     """whether networks and batches are small."""
+    longer: int = 80_000
+    """updates on the data in `EXPLORE`."""
 
     def often(self) -> int:
         """Steps between the evaluations of a run through both phases. At a small scale the second multiple is the
@@ -57,8 +61,8 @@ class Budget:
         return max(1, (self.offline + self.online // 2) // 2) if self.small else 50_000
 
 
-SMOKE = Budget(400, 200, seeds=(0,), episodes=2, data=(4, 4, 4))
-PAPER = Budget(1_000_000, 500_000, seeds=(0, 1, 2, 3, 4), data=(None, None, None), small=False)
+SMOKE = Budget(400, 200, longer=400, seeds=(0,), episodes=2, data=(4, 4, 4, 4))
+PAPER = Budget(1_000_000, 500_000, seeds=(0, 1, 2, 3, 4), data=(None,) * 4, small=False, longer=1_000_000)
 
 OFFLINE = ("BC", "IQL", "ReBRAC", "IFQL", "FAC")
 """Methods that stop where the data end."""
@@ -105,12 +109,13 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     nets: dict[str, Any] = dict(hidden=(256, 256), batch_size=128) if small else {}
     # The maze is seen by two coordinates, of 0 to 20: nets that start near linear are slow to tell walls apart in them.
     nets |= {} if cube else dict(normalize_obs=True)
-    rates: dict[str, Any] = dict(learning_rate=1e-3) if small and not cube else {}
+    rates: dict[str, Any] = dict(learning_rate=1e-3) if small and env == MAZE else {}
     shared: dict[str, Any] = nets | (dict(buffer_size=300_000) if small else {})
     shared |= rates | (dict(tau=0.02) if rates else {})
     # The goal is 220 steps away: 0.99^220 would leave a tenth of a step's worth at the start.
     shared |= dict(gamma=0.99 if cube else 0.995)
-    alpha, agg = (300.0, "mean") if cube else (1.0, "min")
+    # What walked aimlessly is little to stay near.
+    alpha, agg = (300.0, "mean") if cube else (0.1 if env == EXPLORE else 1.0, "min")
     flow: dict[str, Any] = dict(alpha=alpha, q_agg=agg, **shared)
     # The distance is a mean over dimensions: of five actions in a row it weighs a fifth in each of them.
     chunks: dict[str, Any] = flow | ({} if cube else dict(alpha=5 * alpha))
@@ -132,7 +137,7 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     calibrated: dict[str, Any] = bounded | apart | {k: v for k, v in shared.items() if k != "learning_rate"}
     gated: dict[str, Any] = dict(d_model=64, learning_starts=1) if small else {}
     gated |= {} if cube else dict(beta=5 * alpha)
-    return {
+    found = {
         "BC": ("bc", bc.Config(**nets, **rates)),
         "IQL": ("iql", iql.Config(expectile=0.9, beta=1.0 if cube else 10.0, **shared)),
         "ReBRAC": ("rebrac", rebrac.Config(alpha_actor=tie, alpha_critic=pull, **shared)),
@@ -145,6 +150,7 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
         "SAC Flow": ("sac-flow-chunked", sac_flow_chunked.Config(**gated, **shared)),
         "RLPD": ("rlpd", rlpd.Config(**mixed, **shared)),
     }
+    return {method: found[method] for method in WATCHED} if env == EXPLORE else found
 
 
 def _small_world(budget: Budget) -> dict[str, tuple[str, Any]]:
@@ -172,6 +178,7 @@ def jobs(data: Path, budget: Budget, methods: tuple[str, ...] = SLOWEST, tasks: 
 
 
 def _job(env: str, method: str, seed: int, data: Path, budget: Budget) -> Job:
+    budget = replace(budget, offline=budget.longer) if env == EXPLORE else budget
     agent, config = configs(env, budget)[method]
     alone = method in OFFLINE
     often = max(1, budget.offline // 2) if alone else budget.often()
@@ -197,19 +204,18 @@ def _job(env: str, method: str, seed: int, data: Path, budget: Budget) -> Job:
 def compare(results: Results, out: Path, budget: Budget, only: tuple[str, ...] = ()) -> None:
     """Makes the data, trains all, and adds success rates, what was lost after the switch, and its checks."""
     plan = select(jobs(out / "data", budget), only)
-    tasks = dict(zip(TASKS, budget.data, strict=True))
-    tasks = {env: episodes for env, episodes in tasks.items() if any(job.setting == env for job in plan)}
-    for env, episodes in tasks.items():
-        make_data(DATA[env], out / "data", episodes)
+    tasks = [env for env in TASKS if any(job.setting == env for job in plan)]
+    for env, episodes in zip(TASKS, budget.data, strict=True):
+        if env in tasks:
+            make_data(DATA[env], out / "data", episodes)
     run_jobs(plan, out)
     for job in sorted(plan, key=lambda job: (job.setting, job.method, job.seed)):
         measure(results, job, out)
     for method, percent in FIGURES.items() if CUBE in tasks else ():
         source = "arXiv:2502.02538, five tasks, 1,000,000 updates; from memory"
         results.anchor(CUBE, method, AFTER_DATA, f"{percent} %", source)
-    plot_curves(
-        plan, out, out / "comparison.png", f"{budget.offline:,} updates on data, {budget.online:,} steps online"
-    )
+    updates = f"{budget.offline:,}" + (f" ({budget.longer:,} in the last maze)" if EXPLORE in tasks else "")
+    plot_curves(plan, out, out / "comparison.png", f"{updates} updates on data, {budget.online:,} steps online")
     if budget == SMOKE:
         return
     for env in tasks:
@@ -254,4 +260,5 @@ def measure(results: Results, job: Job, out: Path) -> None:
 def budget_of(scale: str, offline: int | None, online: int | None) -> Budget:
     """The budget of a scale, with the numbers of steps that were asked for; None leaves the scale's."""
     budget = {"smoke": SMOKE, "small": Budget(), "paper": PAPER}[scale]
-    return replace(budget, offline=offline or budget.offline, online=online or budget.online)
+    longer = offline or budget.longer
+    return replace(budget, offline=offline or budget.offline, online=online or budget.online, longer=longer)

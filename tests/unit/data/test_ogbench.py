@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 
 import gymnasium
 import jax
@@ -257,6 +258,30 @@ def test_exploring_is_noise_around_a_direction_that_changes_every_ten_steps(ants
         assert file["actions"].shape == (501, 8) and 0.2 < (np.abs(file["actions"]) == 1.0).mean() < 0.45  # N(0, 1)
     with pytest.raises(UsageError, match=r"antmaze-medium-explore-v0 has no --rows"):
         collect.make("antmaze-medium-explore-v0", size=collect.Size(rows=5), out=ants[0], tick=lambda *_: None)
+
+
+def test_a_point_that_explores_gets_into_corners_that_one_with_a_goal_leaves_out(mazes, tmp_path):
+    """Cells are 4 wide, and a point touches a wall 1.34 from the middle of its cell. Ours (OGBench: of ants only)."""
+    name = "pointmaze-medium-explore-v0"
+    collect.make(name, size=collect.Size(episodes=6), seed=1, out=tmp_path, tick=lambda *_: None)
+    with np.load(tmp_path / f"{name}.npz") as file, np.load(mazes / "pointmaze-medium-navigate-v0.npz") as other:
+        rows, steered = dict(file), other["observations"]
+    assert rows["observations"].shape == rows["actions"].shape == (6 * 501, 2)
+    env = ogbench.make_bare("pointmaze-medium-v0", {})
+    wall, sides = env.unwrapped.maze_map == 1, list(product((-1, 1), (-1, 1)))
+    env.close()
+    free = [(i, j, di, dj) for i, j in np.argwhere(~wall) for di, dj in sides]
+    corners = [
+        (4 * j - 4 + 1.34 * dj, 4 * i - 4 + 1.34 * di) for i, j, di, dj in free if wall[i + di, j] and wall[i, j + dj]
+    ]
+    assert len(corners) == 17
+    near = lambda xy: np.linalg.norm(xy[:, None] - np.array(corners), axis=-1).min()
+    assert near(rows["observations"]) < 0.1 and near(steered) > 0.6
+    # Ten steps share a direction: half of them tell the other half, and nothing of the next ten.
+    halves = rows["actions"].reshape(6, 501, 2)[:, :500].reshape(-1, 2, 5, 2).mean(2)
+    unit = halves / np.linalg.norm(halves, axis=-1, keepdims=True)
+    together, apart = (unit[:, 0] * unit[:, 1]).sum(-1), (unit[:-1, 1] * unit[1:, 0]).sum(-1)
+    assert together.mean() > 0.6 and abs(apart.mean()) < 0.15
 
 
 def test_an_ant_in_the_plane_is_rewarded_for_the_way_it_was_told():
