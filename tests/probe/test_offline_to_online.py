@@ -18,6 +18,7 @@ from trimtab.batches import Transition
 from trimtab.core import Spec
 from trimtab.envs import two_route
 from trimtab.ops import descend
+from trimtab.papers import comparison
 from trimtab.papers import fino as fino_recipe
 from trimtab.papers import flow_ac as fac_recipe
 from trimtab.papers.recipe import Results
@@ -72,6 +73,14 @@ def test_fac_promises_no_more_than_it_gets_where_fql_does(tmp_path):
     """Five minutes a seed and more."""
     results = Results("flow-ac", "small")
     fac_recipe.weak_ties(results, tmp_path, SEEDS, (fac_recipe.HALF,))
+    held(results)
+
+
+@pytest.mark.parametrize("task", [comparison.TWO_ROUTE, comparison.EXPLORE])
+def test_fino_and_cal_ql_lose_nothing_at_the_switch(task, tmp_path):
+    """At the small budget, where there is something to lose. About an hour each on two cores."""
+    results = Results("data-to-online", "small")
+    comparison.compare(results, tmp_path, comparison.Budget(), (task,))
     held(results)
 
 
