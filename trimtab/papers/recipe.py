@@ -321,8 +321,9 @@ def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     settings = list(dict.fromkeys(job.setting for job in jobs))
-    figure, panels = pyplot.subplots(1, len(settings), figsize=(4.2 * len(settings), 3.2), squeeze=False)
-    methods = list(dict.fromkeys(job.method for job in jobs))
+    size = (4.2 * len(settings), 3.6)
+    figure, panels = pyplot.subplots(1, len(settings), figsize=size, squeeze=False, layout="constrained")
+    methods, lines = list(dict.fromkeys(job.method for job in jobs)), {}
     for panel, setting in zip(panels[0], settings, strict=True):
         measures = {job.measure for job in jobs if job.setting == setting}
         for method, colour in zip(methods, COLOURS, strict=False):
@@ -332,12 +333,15 @@ def plot_curves(jobs: Sequence[Job], out: Path, path: Path, title: str) -> None:
             if curves:
                 shortest = min(len(steps) for steps, _ in curves)
                 mean = np.mean([returns[:shortest] for _, returns in curves], axis=0)
-                panel.plot(curves[0][0][:shortest], mean, color=colour, lw=2, label=method)
-        panel.set(title=setting, xlabel="steps", ylabel=" or ".join(sorted(measures)))
+                lines[method], *_ = panel.plot(curves[0][0][:shortest], mean, color=colour, lw=2)
+        panel.set(xlabel="steps", ylabel=" or ".join(sorted(measures)))
+        panel.set_title(setting, fontsize=10)
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+    # One colour a method in all panels; beside curves that fill a panel there is no room for names.
+    columns = min(len(lines), 3 * len(settings))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     save_png(figure, path)
 
 
