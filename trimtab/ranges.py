@@ -15,7 +15,7 @@ NAMES: dict[str, str] = {
     "be finite": "cut_value",
     "not be negative": "action_l2 alpha anneal_steps anneal_updates block clip_range clip_range_vf cql_alpha"
     " eta exploration_noise goal_match jacobian_weight lam learning_starts max_grad_norm memory noise_scale points"
-    " probes target_kl target_noise target_noise_clip vf_coef xi xi_rate",
+    " probes target_kl target_noise target_noise_clip time_waves vf_coef xi xi_rate",
 }
 """Rule -> the names that it holds for."""
 

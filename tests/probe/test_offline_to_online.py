@@ -38,7 +38,7 @@ def held(results: Results) -> None:
 
 def test_a_flows_density_knows_where_the_data_are():
     results = Results("flow-ac", "small")
-    fac_recipe.density(results, SEEDS, 8_000)
+    fac_recipe.density(results, SEEDS, 30_000)
     held(results)
 
 

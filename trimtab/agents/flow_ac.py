@@ -102,6 +102,9 @@ class Config:
     proxy_batch_size: int | None = None
     """transitions in one of these updates; None is `batch_size`. Official code: 256 below 1e5 rows of data, 1,024 below
     5e5, else 4,096."""
+    time_waves: int = 0
+    """frequencies, 1/2, 1, 2 .. turns, whose sines and cosines of the flow's time the proxy sees beside it (ours: where
+    actions are narrow its velocity changes within the last tenth of the way)."""
     normalize_obs: bool = False
     """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
@@ -160,7 +163,7 @@ class FlowAC(AbstractScorer):
         inputs: dict[str, Any] = dict(standardise=config.normalize_obs)
         shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm, **inputs)
         nets: dict[str, Any] = dict(
-            proxy=imitator(spec, config.hidden, config.flow_steps, k_proxy, **inputs),
+            proxy=imitator(spec, config.hidden, config.flow_steps, k_proxy, time_waves=config.time_waves, **inputs),
             actor=OneStep.create(spec, config.hidden, k_actor, **inputs),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
         )

@@ -7,6 +7,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from trimtab.nets.mlp import MLP
 
 
+def waves(times: Float[Array, " k"], n: int) -> Float[Array, "k m"]:
+    """t, and the sine and cosine of it at n frequencies, 1/2, 1, 2 .. 2^(n-2) turns from 0 to 1: m = 1 + 2n."""
+    angles = jnp.outer(times, jnp.pi * 2.0 ** jnp.arange(n, dtype=jnp.float32))
+    return jnp.concatenate([times[:, None], jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class SinusoidalTime(eqx.Module):
     """sin and cos of t at 16 frequencies from 1 to 1e-4, then Linear(64), silu, Linear(32): (k,) -> (k, 32)."""
 

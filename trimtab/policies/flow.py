@@ -177,12 +177,18 @@ class FlowPolicy(AbstractPolicy):
 
 
 def imitator(
-    spec: Spec, hidden: tuple[int, ...], steps: int, key: PRNGKeyArray, *, standardise: bool = False
+    spec: Spec,
+    hidden: tuple[int, ...],
+    steps: int,
+    key: PRNGKeyArray,
+    *,
+    standardise: bool = False,
+    time_waves: int = 0,
 ) -> FlowPolicy:
     """The flow that FQL's family fits to data: a plain velocity network of widths `hidden`, without noise.
-    `standardise` puts the data set's `Standardise` before its observations."""
+    `standardise` puts the data set's `Standardise` before its observations; it sees t at `time_waves` frequencies."""
     shape: dict[str, Any] = dict(std_head=False, input_norm=False, activation="gelu", init="glorot")
-    shape |= dict(standardise=standardise)
+    shape |= dict(standardise=standardise, time_waves=time_waves)
     return FlowPolicy.create(spec, MLPVelocity.create(spec, key, hidden=hidden, **shape), None, steps, clipped=True)
 
 

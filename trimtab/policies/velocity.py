@@ -19,7 +19,7 @@ from trimtab.nets.batch_norm import BatchRenorm
 from trimtab.nets.linear import LayerNorm, Linear
 from trimtab.nets.mlp import MLP, concat
 from trimtab.nets.standardise import Standardise, flatten
-from trimtab.nets.time import MLPTime, SinusoidalTime
+from trimtab.nets.time import MLPTime, SinusoidalTime, waves
 
 GATE_BIAS = 5.0
 """The gate's last layer starts at weight 0 and this bias: sigmoid(5) = 0.9933 everywhere."""
@@ -74,6 +74,8 @@ class MLPVelocity(AbstractVelocity):
     action_size: int = eqx.field(static=True)
     inputs: Standardise | None = None
     """what observations pass through first."""
+    time_waves: int = eqx.field(static=True, default=0)
+    """frequencies at which the network sees t beside t itself."""
 
     @classmethod
     def create(
@@ -88,22 +90,23 @@ class MLPVelocity(AbstractVelocity):
         activation: str = "relu",
         init: str = "lecun",
         standardise: bool = False,
+        time_waves: int = 0,
     ) -> "MLPVelocity":
         """`action_size` is the spec's unless given; `input_norm` puts a BatchRenorm on [s, x, t], `standardise` the
-        data set's `Standardise` on s."""
+        data set's `Standardise` on s. With `time_waves` the place of t is taken by `waves` of it."""
         act = action_size or spec.action_size
-        in_size = spec.obs_size + act + 1
+        in_size = spec.obs_size + act + 1 + 2 * time_waves
         net = MLP.create(in_size, hidden, act * (2 if std_head else 1), key, activation=activation, init=init)
         norm = BatchRenorm.create(in_size) if input_norm else None
         inputs = Standardise.create(spec) if standardise else None
-        return cls(net=net, norm=norm, action_size=act, inputs=inputs)
+        return cls(net=net, norm=norm, action_size=act, inputs=inputs, time_waves=time_waves)
 
     def encode(self, obs: PyTree[Float[Array, "..."]], times: Array) -> tuple[Array, Array]:
-        return flatten(obs, self.inputs), times
+        return flatten(obs, self.inputs), waves(times, self.time_waves)
 
     def forward(self, x: Array, i: int, memory: tuple[Array, Array], train: bool):
         obs, times = memory
-        row, norm = _inputs(self.norm, concat(obs, x, _column(times[i : i + 1], x)), train)
+        row, norm = _inputs(self.norm, concat(obs, x, _column(times[i], x)), train)
         v, raw = _heads(self.net(row), self.action_size)
         return v, raw, replace(self, norm=norm)
 

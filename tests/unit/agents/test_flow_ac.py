@@ -16,8 +16,10 @@ from trimtab.batches import Scored, Transition
 from trimtab.core import Spec, UsageError
 from trimtab.data.sources import ScoredSource
 from trimtab.nets.critic import Critic
+from trimtab.nets.time import waves
 from trimtab.ops import polyak
 from trimtab.policies.velocity import AbstractVelocity
+from trimtab.ranges import check_ranges
 from trimtab.training.compile import scores
 
 
@@ -278,6 +280,33 @@ def test_unknown_choices(name, bad, spec):
 def test_quantiles_out_of_range(bad, spec):
     with pytest.raises(UsageError, match=f"quantile must be at least 0 and less than 1, got {bad}"):
         agent(spec, quantile=bad)
+
+
+def test_the_proxy_sees_time_at_frequencies(spec, batch):
+    """[s, x, t] and sin, cos of pi t, 2 pi t, 4 pi t: six inputs more, which alone tell times apart."""
+    fac, plain = agent(spec, time_waves=3), agent(spec)
+    sizes = [made.proxy.velocity.net.layers[0].weight.size for made in (fac, plain)]
+    width = plain.config.hidden[0]
+    assert sizes[0] - sizes[1] == 6 * width
+    np.testing.assert_allclose(
+        waves(jnp.array([0.0, 0.25, 1.0]), 3),
+        [[0, 0, 0, 0, 1, 1, 1], [0.25, 0.5**0.5, 1, 0, 0.5**0.5, 0, -1], [1, 0, 0, 0, -1, 1, 1]],
+        atol=1e-6,
+    )
+    x = jnp.zeros((len(batch.obs), spec.action_size))
+
+    def apart(blind) -> float:
+        """How far velocities at two times are apart if the first layer does not see those of its last seven inputs."""
+        weight = lambda v: v.net.layers[0].weight
+        seen = eqx.tree_at(weight, fac.proxy.velocity, weight(fac.proxy.velocity).at[blind].set(0.0))
+        one, two = (np.asarray(seen(x, jnp.float32(t), batch.obs)) for t in (0.1, 0.9))
+        return float(np.abs(one - two).max())
+
+    assert apart(slice(-7, None)) == 0.0 and apart(-7) > 1e-3 and apart(slice(-6, None)) > 1e-3
+    fac, _ = fac.update(batch, jr.key(0))
+    assert np.isfinite(np.asarray(fac.log_density(batch.obs, batch.action, jr.key(1)))).all()
+    with pytest.raises(UsageError, match="time_waves must not be negative"):
+        check_ranges(Config(time_waves=-1))
 
 
 @pytest.mark.parametrize("name", ["proxy_steps", "density_steps", "vae_samples"])
