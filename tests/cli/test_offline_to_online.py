@@ -67,6 +67,8 @@ def jobs(recipe: str, data: Path):
         return comparison.jobs(data, comparison.budget_of(recipe.split(", ")[1], None, None))
     if recipe == "fino, small":
         return fino.noise_jobs(data, comparison.Budget())
+    if recipe == "flow-ac, cube":
+        return flow_ac.cube_jobs(data, flow_ac.CUBE_SEEDS, 100_000)
     if recipe == "flow-ac, TwoRoute":
         return flow_ac.two_route_jobs(data, (0, 1, 2), (7_500, 15_000))
     return (fino if recipe == "fino, paper" else flow_ac).paper_jobs(data)
@@ -75,7 +77,7 @@ def jobs(recipe: str, data: Path):
 RECIPES = ["data-to-online, small", "data-to-online, paper", "fino, small", "fino, paper"]
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "flow-ac, TwoRoute", "flow-ac, paper"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "flow-ac, TwoRoute", "flow-ac, cube", "flow-ac, paper"])
 def test_the_runs_of_a_recipe_are_commands_that_parse(recipe, tmp_path):
     """No two share a folder, and each is read back as what was meant. One seed of the many is enough to read."""
     found = jobs(recipe, tmp_path)
@@ -120,7 +122,11 @@ def test_steps_of_a_comparison_are_flags(cli, tmp_path):
 
 def test_a_recipe_runs_only_the_settings_that_are_named(cli, tmp_path, monkeypatch):
     out = f"--scale small --out {tmp_path}"
-    assert_one_line(cli(*f"reproduce seem {out} --only Seek".split()), 2, "data-to-online and reengage")
+    assert_one_line(cli(*f"reproduce seem {out} --only Seek".split()), 2, "data-to-online, fino, flow-ac and reengage")
+    ended = cli(*f"reproduce fino {out} --only clusters ring".split())
+    assert_one_line(ended, 2, "unknown setting 'ring': choose of clusters, bandit, cube")
+    ended = cli(*f"reproduce flow-ac {out} --only clusters".split())
+    assert_one_line(ended, 2, "unknown setting 'clusters': choose of density, two-route, cube")
     ended = cli(*f"reproduce reengage {out} --only ContinuousSeek10 Seek".split())
     assert_one_line(ended, 2, "unknown setting 'Seek': choose of ContinuousSeek20, ContinuousSeek10")
     assert not list(tmp_path.glob("runs"))

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import pytest
 
@@ -55,7 +56,9 @@ def test_a_failure_is_named_and_the_others_are_kept(tmp_path):
 def test_workers_ask_nothing_of_the_network(monkeypatch):
     found = {"HF_HUB_OFFLINE": "0"}  # what the user has set stays
     monkeypatch.setattr(os, "environ", found)
-    _one_thread()
+    share: SimpleQueue[set[int]] = SimpleQueue()
+    share.put(os.sched_getaffinity(0))  # all that this process has
+    _one_thread(share)
     assert found["HF_HUB_OFFLINE"] == "0" and found["HF_HUB_DISABLE_TELEMETRY"] == found["OMP_NUM_THREADS"] == "1"
 
 

@@ -106,6 +106,9 @@ class Config:
     """discount factor; 0.995 for long tasks."""
     tau: float = 0.005
     """share of the new critic mixed into the target at each update."""
+    time_waves: int = 0
+    """frequencies, 1/2, 1, 2 .. turns, whose sines and cosines of the flow's time v sees beside it (ours: without them
+    a small network blurs narrow data)."""
     normalize_obs: bool = False
     """standardise observations over the data set; not in the official code."""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
@@ -160,7 +163,7 @@ class FINO(AbstractAgent):
         shape: dict[str, Any] = dict(activation="gelu", init="glorot", **norm, **inputs)
         nets: dict[str, Any] = dict(
             actor=OneStep.create(spec, config.hidden, k_actor, **inputs),
-            flow=imitator(spec, config.hidden, config.flow_steps, k_flow, **inputs),
+            flow=imitator(spec, config.hidden, config.flow_steps, k_flow, time_waves=config.time_waves, **inputs),
             critic=Critic.create(spec, config.hidden, config.critic_members, k_critic, **shape),
         )
         opt = {name: optax.adam(config.learning_rate).init(net) for name, net in nets.items()}

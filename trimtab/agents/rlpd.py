@@ -68,8 +68,8 @@ class Config:
     buffer_size: int = 1_000_000
     """transitions kept for replay."""
     learning_starts: int = 5_000
-    """environment steps before the first online update, of uniform random actions, where nothing was learnt offline or
-    batches are symmetric."""
+    """environment steps before the first online update where nothing was learnt offline, of uniform random actions, or
+    where batches are symmetric, then of the policy's own if something was."""
 
 
 class RLPD(AbstractAgent):

@@ -29,7 +29,8 @@ class Flags:
     online_steps: int | None = None
     """environment steps of these runs after them."""
     only: tuple[str, ...] = ()
-    """names of settings, as the table has them: nothing else is run; data-to-online and reengage only."""
+    """names of settings, as the table has them, of data-to-online and reengage, or of experiments, as the pages of fac
+    and fino have them: nothing else is run."""
 
 
 def run(args: list[str]) -> None:
@@ -48,7 +49,7 @@ def run(args: list[str]) -> None:
             raise UsageError(f"{name.replace('_', '-')} must be at least 4, got {number}")
     if flags.only:
         if flags.paper not in SELECTIVE:
-            raise UsageError(f"--only is for {' and '.join(SELECTIVE)}")
+            raise UsageError(f"--only is for {', '.join(SELECTIVE[:-1])} and {SELECTIVE[-1]}")
         given["only"] = flags.only
     out = flags.out or Path("reproduce") / f"{flags.paper}-{flags.scale}"
     try:

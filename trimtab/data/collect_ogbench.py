@@ -52,7 +52,7 @@ def _recipes() -> dict[str, Recipe]:
         found.append(Recipe(f"antmaze-{maze}-stitch-v0", 5000, 201))
         if maze in ("medium", "large"):
             found.append(Recipe(f"antmaze-{maze}-explore-v0", 10000, 501))
-            found.append(Recipe(f"pointmaze-{maze}-explore-v0", 10000, 501))  # not OGBench's: a point touches its walls
+            found.append(Recipe(f"pointmaze-{maze}-explore-v0", 10000, 501))  # ours: navigating leaves corners out
     return {recipe.name: recipe for recipe in found}
 
 

@@ -44,5 +44,5 @@ PAPERS: dict[str, tuple[str, str]] = {
 BUDGETED = ("data-to-online", "fino")
 """Papers whose `reproduce` also takes `offline_steps` and `online_steps`, of the runs that compare agents."""
 
-SELECTIVE = ("data-to-online", "reengage")
-"""Papers whose `reproduce` also takes `only`, names of the settings to run."""
+SELECTIVE = ("data-to-online", "fino", "flow-ac", "reengage")
+"""Papers whose `reproduce` also takes `only`, names of the settings or experiments to run."""

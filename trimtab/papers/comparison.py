@@ -121,7 +121,8 @@ def configs(env: str, budget: Budget = Budget()) -> dict[str, tuple[str, Any]]:
     chunks: dict[str, Any] = flow | ({} if cube else dict(alpha=5 * alpha))
     fac: dict[str, Any] = dict(alpha=0.5, lam=10.0) if cube else dict(alpha=0.5, lam=0.01, threshold="dataset")
     quick: dict[str, Any] = dict(proxy_steps=max(1, budget.offline // 2), probes=int(cube))
-    fac = shared | fac | (quick if small else dict(gamma=0.995))
+    whole: dict[str, Any] = dict(gamma=0.995, proxy_steps=61_000, proxy_batch_size=4_096)  # 250 passes through 1e6 rows
+    fac = shared | fac | (quick if small else whole)
     tie, pull = (1.0, 0.0) if cube else (0.003, 0.01)
     # Steps cost until the goal is reached, so RLPD leaves entropy out of its targets, as its authors do for such tasks.
     mixed: dict[str, Any] = dict(backup_entropy=False, target_members=2 if cube else 1)

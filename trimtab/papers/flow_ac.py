@@ -4,6 +4,7 @@
    against those of uniform ones far from any, for the flow of FAC, for a VAE and for a Gaussian.
 2. TwoRoute: FQL and FAC from a strong to a weak tie of the actor to the data. What the critic promises against what the
    policy gets, and the largest value over a grid of actions that are not the data's.
+3. Cube (only if it is named): FAC against FQL on made data of cube-single.
 
 The paper's tables are of OGBench and D4RL with a million updates: their figures stand beside ours as anchors. FAC is
 beside ten other agents in the recipe data-to-online.
@@ -25,7 +26,21 @@ from trimtab.agents import BC, FlowAC, bc, flow_ac, fql
 from trimtab.batches import Transition
 from trimtab.core import Spec
 from trimtab.envs.two_route import TwoRoute
-from trimtab.papers.recipe import COLOURS, Job, Results, curve, flags, folder, make_data, run_jobs, save_png
+from trimtab.papers.comparison import AT_END, CUBE
+from trimtab.papers.recipe import (
+    COLOURS,
+    Job,
+    Results,
+    curve,
+    flags,
+    folder,
+    make_data,
+    plot_curves,
+    require_known,
+    run_jobs,
+    save_png,
+    select,
+)
 from trimtab.papers.sac_flow import data_name
 from trimtab.training.evaluate import WorldEvaluator
 
@@ -44,17 +59,28 @@ TIES = (3.0, 0.3, 0.03)
 """Weights of the distance to the data, from strong to weak."""
 
 
-def reproduce(scale: str, out: Path) -> Results:
-    """Runs the comparison at one scale below `out`; PNGs are written there."""
+PARTS = ("density", "two-route", "cube")
+"""Experiments; the last is run only if it is named, for it takes hours."""
+
+
+def reproduce(scale: str, out: Path, only: tuple[str, ...] = ()) -> Results:
+    """Runs the comparison at one scale below `out`; PNGs are written there. `only` names the experiments, at scale
+    paper the tasks."""
     results = Results("flow-ac", scale)
     for setting, method, metric, value in ANCHORS:
         results.anchor(setting, method, metric, value, SOURCE)
     if scale == "paper":
-        paper(results, out)
+        paper(results, out, only)
         return results
-    seeds = (0,) if scale == "smoke" else (0, 1, 2)
-    density(results, seeds, 30_000)
-    weak_ties(results, out, seeds, (HALF,) if scale == "smoke" else (HALF, WHOLE))
+    require_known(only, PARTS)
+    parts, smoke = only or PARTS[:-1], scale == "smoke"
+    seeds = (0,) if smoke else (0, 1, 2)
+    if "density" in parts:
+        density(results, seeds, 30_000)
+    if "two-route" in parts:
+        weak_ties(results, out, seeds, (HALF,) if smoke else (HALF, WHOLE))
+    if "cube" in parts:
+        cube(results, out, (0,) if smoke else CUBE_SEEDS, 400 if smoke else 100_000, 4 if smoke else 100)
     return results
 
 
@@ -307,6 +333,46 @@ def _plot(results: Results, steps: int, path: Path) -> None:
     pyplot.close(figure)
 
 
+# The cube
+
+
+CUBE_SEEDS = (0, 1)
+"""Two, for a run takes half an hour and more."""
+
+
+def cube_jobs(data: Path, seeds: tuple[int, ...], updates: int, episodes: int = 50) -> list[Job]:
+    """FAC, the slower one, first. FAC's flow sees as many rows as in 250 passes through 100,000."""
+    nets: dict[str, Any] = dict(hidden=(256, 256, 256), batch_size=128)
+    proxy: dict[str, Any] = dict(proxy_steps=max(1, updates * 6 // 25), proxy_batch_size=1_024, probes=1)
+    plans: dict[str, tuple[str, Any]] = {
+        "FAC": ("fac", flow_ac.Config(alpha=0.5, lam=10.0, **proxy, **nets)),
+        "FQL": ("fql", fql.Config(alpha=300.0, **nets)),
+    }
+    options: dict[str, Any] = dict(dataset=str(data / f"{data_name(CUBE)}.npz"), offline_steps=updates)
+    options |= dict(eval_freq=max(1, updates // 2), eval_episodes=episodes, checkpoint_freq=max(1, updates // 2))
+    return [
+        Job(CUBE, method, seed, flags(agent, CUBE, config, log=("csv",), **options), "success")
+        for method, (agent, config) in plans.items()
+        for seed in seeds
+    ]
+
+
+def cube(results: Results, out: Path, seeds: tuple[int, ...], updates: int, episodes: int) -> None:
+    """Adds the success of FAC and of FQL after so many updates on data of so many episodes; judged if they are all."""
+    make_data(data_name(CUBE), out / "data", episodes)
+    jobs = cube_jobs(out / "data", seeds, updates, min(50, episodes))
+    run_jobs(jobs, out)
+    for job in jobs:
+        results.add(CUBE, job.method, job.seed, AT_END, float(curve(job, out)[1][-1]))
+    plot_curves(jobs, out, out / "cube.png", f"{updates:,} updates on data")
+    if updates < 100_000:
+        return
+    fac, plain = (results.values(CUBE, method, AT_END) for method in ("FAC", "FQL"))
+    gain = float(np.subtract(fac, plain).min())
+    results.check("cube: success of FAC minus FQL, least", gain >= -0.05, gain, -0.05)
+    results.check("cube: FAC, least success", min(fac) >= 0.5, min(fac), 0.5)
+
+
 # The paper's own runs
 
 DOMAINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -343,11 +409,11 @@ def paper_jobs(data: Path) -> list[Job]:
     return found
 
 
-def paper(results: Results, out: Path) -> None:
+def paper(results: Results, out: Path, only: tuple[str, ...] = ()) -> None:
     """The paper's settings, on data made here."""
-    jobs = paper_jobs(out / "data")
+    jobs = select(paper_jobs(out / "data"), only)
     for name in dict.fromkeys(data_name(job.setting) for job in jobs):
         make_data(name, out / "data", None)
     run_jobs(jobs, out)
     for job in jobs:
-        results.add(job.setting, job.method, job.seed, "success at the end", float(curve(job, out)[1][-1]))
+        results.add(job.setting, job.method, job.seed, AT_END, float(curve(job, out)[1][-1]))

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -179,11 +181,15 @@ def _summary(values: Sequence[float], iqm: Estimate | None) -> str:
 
 def select(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
     """The jobs of the settings `only`; all without it. Raises `UsageError` naming the settings if one is unknown."""
-    known = list(dict.fromkeys(job.setting for job in jobs))
+    require_known(only, list(dict.fromkeys(job.setting for job in jobs)))
+    return [job for job in jobs if not only or job.setting in only]
+
+
+def require_known(only: Sequence[str], known: Sequence[str]) -> None:
+    """Raises `UsageError` naming the known settings if one of `only` is none of them."""
     for name in only:
         if name not in known:
             raise UsageError(f"unknown setting {name!r}: choose of {', '.join(known)}")
-    return [job for job in jobs if not only or job.setting in only]
 
 
 def make_data(name: str, data: Path, episodes: int | None) -> None:
@@ -197,16 +203,30 @@ def make_data(name: str, data: Path, episodes: int | None) -> None:
 
 
 def run_jobs(jobs: Sequence[Job], out: Path, say: Callable[[str], None] | None = None) -> None:
-    """Trains what is not trained yet, one process a core. Raises `RunError` with the last line of a run that failed.
+    """Trains what is not trained yet, one process a core, which it keeps to. Raises `RunError` with the last line of a
+    run that failed or was interrupted; no other is begun then, and those under way are waited for.
 
     A command's output goes to `log.txt` beside its run.
     """
     commands = list({tuple(job.command(out)): job for job in reversed(jobs)}.values())[::-1]
-    cores = max(1, min(len(os.sched_getaffinity(0)), len(commands)))
     say = say or (lambda line: print(line, flush=True))
-    began, done = time.monotonic(), 0
-    with ThreadPoolExecutor(cores) as pool:
-        for job, seconds in pool.map(lambda job: _run(job, out), commands):
+    began, done, shares = time.monotonic(), 0, core_shares(len(commands))
+    free: SimpleQueue[set[int]] = SimpleQueue()
+    for share in shares:
+        free.put(share)
+    failed = Event()
+
+    def run(job: Job) -> tuple[Job, float]:
+        if failed.is_set():
+            raise RunError(f"{job.setting} {job.method} was not begun: another run failed")
+        try:
+            return _run(job, out)
+        except BaseException:
+            failed.set()  # here: before the failure is seen outside this worker would have begun its next run
+            raise
+
+    with ThreadPoolExecutor(len(shares), initializer=_keep_to, initargs=(free.get,)) as pool:
+        for job, seconds in pool.map(run, commands):
             done += 1
             took = f"{seconds:.0f} s" if seconds else "was there"
             left = (time.monotonic() - began) / done * (len(commands) - done) / 60
@@ -256,8 +276,11 @@ def run_beds(
     say = say or (lambda line: print(line, flush=True))
     places = {(method, seed): out / "runs" / bed / method / f"s{seed}.json" for method, seed in settings}
     left = {key: setting for key, setting in settings.items() if not _kept(places[key], setting)}
-    cores, began = max(1, min(len(os.sched_getaffinity(0)), len(left))), time.monotonic()
-    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), _one_thread)
+    began, shares, context = time.monotonic(), core_shares(len(left)), multiprocessing.get_context("spawn")
+    free = context.Queue()
+    for share in shares:
+        free.put(share)
+    pool = ProcessPoolExecutor(len(shares), context, _one_thread, (free,))
     try:
         waiting = {pool.submit(train, setting): key for key, setting in left.items()}
         for done, future in enumerate(as_completed(waiting), 1):
@@ -279,8 +302,24 @@ def _kept(place: Path, setting: Any) -> bool:
     return place.exists() and json.loads(place.read_text())["setting"] == json.loads(json.dumps(asdict(setting)))
 
 
-def _one_thread() -> None:
-    """What must stand before anything that reads it is imported: one thread, and nothing of Hugging Face's network."""
+def core_shares(jobs: int) -> list[set[int]]:
+    """The cores that this process may use, dealt out to as many workers as can have one, at most one for each job."""
+    cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(os.cpu_count() or 1))
+    workers = max(1, min(len(cores), jobs))
+    return [set(cores[worker::workers]) for worker in range(workers)]
+
+
+def _keep_to(share: Callable[[], set[int]]) -> None:
+    """Keeps the calling thread, and processes that it starts, to cores of its own: two runs of which each has threads
+    on both of two cores get in each other's way and take 1.4 times as long."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, share())
+
+
+def _one_thread(free: Any) -> None:
+    """What must stand before anything that reads it is imported: one thread on cores of the process's own, and nothing
+    of Hugging Face's network. `free` is a queue of these cores."""
+    _keep_to(free.get)
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE"):
         os.environ.setdefault(name, "1")

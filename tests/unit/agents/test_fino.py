@@ -120,6 +120,18 @@ def test_without_noise_it_learns_as_fql_does(spec, batch):
             np.testing.assert_array_equal(x, y)
 
 
+def test_its_flow_sees_time_at_frequencies(spec, batch):
+    """sin and cos of t at three frequencies: six inputs more of v, and of nothing else."""
+    wavy, plain = agent(spec, time_waves=3), agent(spec)
+    sizes = [made.flow.velocity.net.layers[0].weight.size for made in (wavy, plain)]
+    assert sizes[0] - sizes[1] == 6 * plain.config.hidden[0]
+    for one, other in ((wavy.actor, plain.actor), (wavy.critic, plain.critic)):
+        shapes = [[x.shape for x in jax.tree.leaves(eqx.filter(net, eqx.is_array))] for net in (one, other)]
+        assert shapes[0] == shapes[1]
+    after, _ = wavy.update(batch, jr.key(0))
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(eqx.filter(after.flow, eqx.is_array)))
+
+
 def guided(spec: Spec, xi: float | None, n: int = 8) -> Guided:
     critic = Critic.create(spec, (8,), 2, jr.key(4))
     return Guided(Uniform.create(spec), critic, None if xi is None else jnp.float32(xi), n, "mean")

@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 from trimtab.ops.mixture import Mixture, fit_mixture, mixture_entropy
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
 @pytest.mark.thorough
 def test_entropy_of_a_gaussian(size, getkey):
     mix = jr.normal(getkey(), (size, size)) / np.sqrt(size)
