@@ -60,7 +60,7 @@ TIES = (3.0, 0.3, 0.03)
 
 
 PARTS = ("density", "two-route", "cube")
-"""Experiments; the last is run only if it is named, for it takes hours."""
+"""Experiments; the last is run only if it is named, for it alone takes more than an hour."""
 
 
 def reproduce(scale: str, out: Path, only: tuple[str, ...] = ()) -> Results:
@@ -334,7 +334,6 @@ def _plot(results: Results, steps: int, path: Path) -> None:
 
 
 # The cube
-
 
 CUBE_SEEDS = (0, 1)
 """Two, for a run takes half an hour and more."""
